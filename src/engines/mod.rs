@@ -1,0 +1,62 @@
+//! The contract of an engine: what executes processes, and what it may ask of the runtime.
+
+mod context;
+mod failure;
+
+pub use context::{CancelReason, ProcessContext};
+pub(crate) use context::{CancelSignal, ExecutionPort};
+pub use failure::{EngineFailure, EngineResult, PayloadProblem};
+
+use serde_json::Value;
+
+use crate::model::ProcessEventType;
+
+/// Executes the processes of one kind.
+///
+/// A panic in `run` is caught and becomes a failure with code `engine_panicked`.
+///
+/// ```
+/// use procession::{EngineResult, ProcessContext, ProcessEngine};
+/// use serde_json::{Value, json};
+///
+/// struct Double;
+///
+/// #[async_trait::async_trait]
+/// impl ProcessEngine for Double {
+///     fn kind(&self) -> &str {
+///         "double"
+///     }
+///     async fn run(&self, _cx: ProcessContext, payload: Value) -> EngineResult {
+///         Ok(json!(payload.as_i64().unwrap_or(0) * 2))
+///     }
+/// }
+/// ```
+#[async_trait::async_trait]
+pub trait ProcessEngine: Send + Sync + 'static {
+    /// The kind of input it executes.
+    fn kind(&self) -> &str;
+
+    /// Event types that each of its processes declares, beside those of the request.
+    fn event_types(&self) -> Vec<ProcessEventType> {
+        Vec::new()
+    }
+
+    /// Checks a payload when a process is started, so that a bad one is refused at `start`.
+    ///
+    /// # Errors
+    /// Where the problem is, and what it is.
+    fn check(&self, payload: &Value) -> Result<(), PayloadProblem> {
+        let _ = payload;
+        Ok(())
+    }
+
+    /// Executes one attempt.
+    ///
+    /// # Cancel safety
+    /// The future is dropped when the attempt is forced to end: after the grace period of a
+    /// cancellation, and when the lease is lost. What must be undone then belongs into `Drop`.
+    ///
+    /// # Errors
+    /// The failure, as it will stand in the log.
+    async fn run(&self, cx: ProcessContext, payload: Value) -> EngineResult;
+}

@@ -1,0 +1,226 @@
+//! Which processes a list shows, and its pages.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use super::ids::{check_id, check_text};
+use super::limits::{LIST_PAGE_MAX, TEXT_BYTES_MAX};
+use super::observed::{Lifecycle, ObservedProcess};
+use super::request::check_labels;
+
+/// Which part of their life the listed processes are in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StatusFilter {
+    /// Not ended.
+    #[default]
+    Running,
+    /// Returned a value.
+    Completed,
+    /// Failed.
+    Failed,
+    /// Ended because they were asked to.
+    Cancelled,
+    /// Nobody can know how they ended.
+    Abandoned,
+    /// Ended, in whatever way.
+    Terminal,
+    /// All.
+    Any,
+}
+
+impl StatusFilter {
+    fn admits(self, lifecycle: Lifecycle) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Terminal => lifecycle != Lifecycle::Running,
+            Self::Running => lifecycle == Lifecycle::Running,
+            Self::Completed => lifecycle == Lifecycle::Completed,
+            Self::Failed => lifecycle == Lifecycle::Failed,
+            Self::Cancelled => lifecycle == Lifecycle::Cancelled,
+            Self::Abandoned => lifecycle == Lifecycle::Abandoned,
+        }
+    }
+}
+
+/// Which processes a list shows: those that meet every condition that is set. By default the
+/// running ones.
+///
+/// ```
+/// use procession::{ProcessListFilter, StatusFilter};
+/// let filter: ProcessListFilter = serde_json::from_str(
+///     r#"{ "status": "any", "labels": { "team": "compilers" } }"#,
+/// )?;
+/// assert_eq!(filter.status, StatusFilter::Any);
+/// // What it does not know it refuses by name.
+/// let error = serde_json::from_str::<ProcessListFilter>(r#"{ "state": "any" }"#).unwrap_err();
+/// assert!(error.to_string().contains("state"));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProcessListFilter {
+    /// Where in their life.
+    pub status: StatusFilter,
+    /// Whether their engine waits for a signal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<bool>,
+    /// Who created them: see [`ProcessOriginator::scope_id`](super::ProcessOriginator::scope_id).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub originator_scope_id: Option<String>,
+    /// Their kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity_kind: Option<String>,
+    /// Their label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity_label: Option<String>,
+    /// Their definition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub definition: Option<String>,
+    /// Their cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caused_by: Option<String>,
+    /// The id of the process that started them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Labels that they have, all of them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Created at or after, milliseconds since the epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at_start_ms: Option<u64>,
+    /// Created before, milliseconds since the epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at_end_ms: Option<u64>,
+}
+
+impl ProcessListFilter {
+    /// Every process, ended or not.
+    #[must_use]
+    pub fn any() -> Self {
+        Self::default().with_status(StatusFilter::Any)
+    }
+
+    /// With this status.
+    #[must_use]
+    pub const fn with_status(mut self, status: StatusFilter) -> Self {
+        self.status = status;
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        for (field, value) in [
+            ("filter.identity_kind", &self.identity_kind),
+            ("filter.definition", &self.definition),
+            ("filter.caused_by", &self.caused_by),
+            ("filter.parent", &self.parent),
+        ] {
+            if let Some(value) = value {
+                check_id(field, value)?;
+            }
+        }
+        for (field, value) in [
+            ("filter.originator_scope_id", &self.originator_scope_id),
+            ("filter.identity_label", &self.identity_label),
+        ] {
+            if let Some(value) = value {
+                check_text(field, value, 2 * TEXT_BYTES_MAX)?;
+            }
+        }
+        check_labels("filter.labels", &self.labels)
+    }
+
+    /// Whether a process meets every condition.
+    pub(crate) fn admits(&self, process: &ObservedProcess) -> bool {
+        fn same(wanted: Option<&String>, found: Option<&String>) -> bool {
+            wanted.is_none_or(|wanted| found == Some(wanted))
+        }
+        self.status.admits(process.lifecycle)
+            && self
+                .waiting
+                .is_none_or(|waiting| waiting == process.facets.waiting)
+            && self
+                .originator_scope_id
+                .as_ref()
+                .is_none_or(|wanted| *wanted == process.originator.scope_id())
+            && same(self.identity_kind.as_ref(), process.kind.as_ref())
+            && same(self.identity_label.as_ref(), process.label.as_ref())
+            && same(self.definition.as_ref(), process.definition.as_ref())
+            && same(self.caused_by.as_ref(), process.caused_by.as_ref())
+            && same(
+                self.parent.as_ref(),
+                process.parent.as_ref().map(|parent| &parent.process_id),
+            )
+            && self
+                .labels
+                .iter()
+                .all(|(name, value)| process.labels.get(name) == Some(value))
+            && self
+                .created_at_start_ms
+                .is_none_or(|start| process.created_at_ms >= start)
+            && self
+                .created_at_end_ms
+                .is_none_or(|end| process.created_at_ms < end)
+    }
+}
+
+/// Where a list goes on. Opaque: it stays valid while processes come and go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PageCursor(pub(crate) String);
+
+/// Which page of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageRequest {
+    /// At most so many entries, 1 to 1,000.
+    pub limit: usize,
+    /// Where to go on; absent for the first page.
+    pub cursor: Option<PageCursor>,
+}
+
+impl PageRequest {
+    /// The first page of this size.
+    #[must_use]
+    pub const fn first(limit: usize) -> Self {
+        Self {
+            limit,
+            cursor: None,
+        }
+    }
+
+    /// The page after a cursor.
+    #[must_use]
+    pub const fn after(cursor: PageCursor, limit: usize) -> Self {
+        Self {
+            limit,
+            cursor: Some(cursor),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.limit == 0 || self.limit > LIST_PAGE_MAX {
+            return Err(Error::invalid(
+                "page.limit",
+                format!("is {}", self.limit),
+                format!("1 to {LIST_PAGE_MAX}"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The entries.
+    pub items: Vec<T>,
+    /// Where to go on; absent at the end.
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub next: Option<PageCursor>,
+}
+
+const fn none() -> Option<PageCursor> {
+    None
+}

@@ -1,0 +1,260 @@
+//! `apply`: how an event changes the state of its process.
+//!
+//! The same function runs when an event is decided, when a log is replayed, and when the verifier
+//! refolds it. It refuses what cannot have happened instead of guessing.
+
+use std::sync::Arc;
+
+use super::event::{EventBody, RuntimeEvent, WaitResult};
+use super::output::ProcessAwaitOutput;
+use super::record::{
+    AbandonRequest, CancelRequest, FirstStart, ProcessState, ProcessStatus, Registration,
+    RetryPause, SignalWait,
+};
+use super::request::RecoveryDisposition;
+
+/// An event that cannot follow on the state it is applied to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FoldError {
+    /// The log has a gap, or goes on after its end.
+    #[error("event {found} of process {process_id} follows on event {last}")]
+    OutOfSequence {
+        process_id: String,
+        last: u64,
+        found: u64,
+    },
+    /// The event is illegal in this state.
+    #[error("event {sequence} ({event}) of process {process_id} is illegal: {reason}")]
+    Illegal {
+        process_id: String,
+        sequence: u64,
+        event: String,
+        reason: &'static str,
+    },
+}
+
+/// Folds one event into a state.
+///
+/// # Errors
+/// [`FoldError`] if the event cannot follow; the state is then unchanged.
+pub(crate) fn apply(
+    registration: &Registration,
+    state: &mut ProcessState,
+    sequence: u64,
+    occurred_at_ms: u64,
+    body: &EventBody,
+) -> Result<(), FoldError> {
+    if sequence != state.last_sequence + 1 {
+        return Err(FoldError::OutOfSequence {
+            process_id: registration.id.clone(),
+            last: state.last_sequence,
+            found: sequence,
+        });
+    }
+    let illegal = |event: &str, reason| FoldError::Illegal {
+        process_id: registration.id.clone(),
+        sequence,
+        event: event.to_owned(),
+        reason,
+    };
+    if state.terminal().is_some() {
+        return Err(illegal(name_of(body), "the process has ended"));
+    }
+    match body {
+        EventBody::Declared {
+            event_type,
+            payload,
+        } => {
+            let Some(declared) = registration.event_type(event_type) else {
+                return Err(illegal(event_type, "the type is not declared"));
+            };
+            if let Some(terminal) = &declared.terminal {
+                end(state, terminal.output(event_type, payload));
+            }
+        }
+        EventBody::Runtime(event) => apply_runtime(registration, state, occurred_at_ms, event)
+            .map_err(|reason| illegal(name_of(body), reason))?,
+    }
+    state.last_sequence = sequence;
+    state.updated_at_ms = occurred_at_ms;
+    Ok(())
+}
+
+fn apply_runtime(
+    registration: &Registration,
+    state: &mut ProcessState,
+    at_ms: u64,
+    event: &RuntimeEvent,
+) -> Result<(), &'static str> {
+    match event {
+        RuntimeEvent::Started {
+            owner,
+            attempt,
+            reason,
+            fencing_token: _,
+        } => {
+            if *attempt != state.attempt + 1 {
+                return Err("attempts are counted one by one");
+            }
+            match registration.disposition {
+                RecoveryDisposition::ExternallyOwned => {
+                    return Err("externally owned work is never started here");
+                }
+                RecoveryDisposition::OwnerBound if state.attempt > 0 => {
+                    return Err("a started owner-bound process is never started again");
+                }
+                RecoveryDisposition::OwnerBound | RecoveryDisposition::Rerunnable => {}
+            }
+            state.attempt = *attempt;
+            if *reason == super::event::StartReason::Recovery {
+                state.recoveries += 1;
+            }
+            state.waits.clear();
+            state.retry_pause = None;
+            state.first_started.get_or_insert_with(|| FirstStart {
+                at_ms,
+                owner: owner.clone(),
+            });
+        }
+        RuntimeEvent::Waiting {
+            signal_name,
+            number,
+            deadline_ms,
+        } => {
+            if find_wait(state, signal_name, *number).is_some() {
+                return Err("that wait is open already");
+            }
+            state.waits.push(SignalWait {
+                signal_name: signal_name.clone(),
+                number: *number,
+                since_ms: at_ms,
+                deadline_ms: *deadline_ms,
+            });
+        }
+        RuntimeEvent::Resumed {
+            signal_name,
+            number,
+            result,
+        } => match (find_wait(state, signal_name, *number), result) {
+            (Some(at), _) => {
+                state.waits.remove(at);
+            }
+            // The signal was there before the wait began: it never had to be said.
+            (None, WaitResult::Signal { .. } | WaitResult::TimedOut) => {}
+            (None, WaitResult::Dropped) => return Err("no such wait is open"),
+        },
+        RuntimeEvent::CancelRequested { requested_by } => {
+            if state.cancel_request.is_some() {
+                return Err("cancellation was requested before");
+            }
+            state.cancel_request = Some(CancelRequest {
+                requested_by: requested_by.clone(),
+                requested_at_ms: at_ms,
+            });
+        }
+        RuntimeEvent::AbandonRequested {
+            requested_by,
+            reason,
+        } => {
+            if state.abandon_request.is_some() {
+                return Err("abandonment was requested before");
+            }
+            state.abandon_request = Some(AbandonRequest {
+                requested_by: requested_by.clone(),
+                reason: reason.clone(),
+                requested_at_ms: at_ms,
+            });
+        }
+        RuntimeEvent::ExternalRefSet { reference } => {
+            if state.external_ref.is_some() {
+                return Err("the external reference is written once");
+            }
+            state.external_ref = Some(reference.clone());
+        }
+        RuntimeEvent::RetryScheduled { retry_at_ms, error } => {
+            state.retries += 1;
+            state.waits.clear();
+            state.retry_pause = Some(RetryPause {
+                retry_at_ms: *retry_at_ms,
+                error: error.clone(),
+            });
+        }
+        RuntimeEvent::Completed {
+            value,
+            authority: _,
+        } => end(
+            state,
+            ProcessAwaitOutput::Success {
+                value: value.clone(),
+            },
+        ),
+        RuntimeEvent::Failed {
+            class,
+            code,
+            message,
+            raw,
+            authority: _,
+        } => end(
+            state,
+            ProcessAwaitOutput::Failure {
+                class: *class,
+                code: code.clone(),
+                message: message.clone(),
+                raw: raw.clone(),
+            },
+        ),
+        RuntimeEvent::Cancelled {
+            message,
+            raw,
+            authority: _,
+        } => end(
+            state,
+            ProcessAwaitOutput::Cancelled {
+                message: message.clone(),
+                raw: raw.clone(),
+            },
+        ),
+        RuntimeEvent::Abandoned {
+            evidence,
+            authority: _,
+        } => end(
+            state,
+            ProcessAwaitOutput::Abandoned {
+                evidence: evidence.clone(),
+            },
+        ),
+    }
+    Ok(())
+}
+
+fn find_wait(state: &ProcessState, signal_name: &str, number: u64) -> Option<usize> {
+    state
+        .waits
+        .iter()
+        .position(|wait| wait.signal_name == signal_name && wait.number == number)
+}
+
+fn end(state: &mut ProcessState, output: ProcessAwaitOutput) {
+    state.waits.clear();
+    state.retry_pause = None;
+    state.status = Arc::new(ProcessStatus::Terminal { output });
+}
+
+fn name_of(body: &EventBody) -> &str {
+    match body {
+        EventBody::Declared { event_type, .. } => event_type,
+        EventBody::Runtime(event) => match event {
+            RuntimeEvent::Started { .. } => "process.started",
+            RuntimeEvent::Waiting { .. } => "process.waiting",
+            RuntimeEvent::Resumed { .. } => "process.resumed",
+            RuntimeEvent::CancelRequested { .. } => "process.cancel_requested",
+            RuntimeEvent::AbandonRequested { .. } => "process.abandon_requested",
+            RuntimeEvent::ExternalRefSet { .. } => "process.external_ref_set",
+            RuntimeEvent::RetryScheduled { .. } => "process.retry_scheduled",
+            RuntimeEvent::Completed { .. } => "process.completed",
+            RuntimeEvent::Failed { .. } => "process.failed",
+            RuntimeEvent::Cancelled { .. } => "process.cancelled",
+            RuntimeEvent::Abandoned { .. } => "process.abandoned",
+        },
+    }
+}

@@ -1,0 +1,57 @@
+//! The pure model: public data types and the rules that govern them.
+//!
+//! Nothing here is async, reads a clock, draws a random number or touches storage. A decision is a
+//! function of (state, command, facts) that returns data.
+
+pub(crate) mod decide;
+pub(crate) mod duration;
+pub(crate) mod effect;
+pub(crate) mod error;
+pub(crate) mod event;
+pub(crate) mod event_type;
+pub(crate) mod filter;
+pub(crate) mod fold;
+pub(crate) mod ids;
+pub(crate) mod json;
+pub(crate) mod lease;
+pub mod limits;
+pub(crate) mod observed;
+pub(crate) mod output;
+pub(crate) mod record;
+pub(crate) mod recovery;
+pub(crate) mod request;
+pub(crate) mod retention;
+pub(crate) mod scope;
+pub(crate) mod selector;
+
+pub use effect::{EffectKey, ExecutionScope};
+pub use error::{Error, Result};
+pub use event::{
+    CompletionAuthority, ObservedProcessEvent, ProcessEvent, ProcessEventAppendRequest,
+    StartReason, TerminalAuthority, WaitResult,
+};
+pub use event_type::{MappedState, ProcessEventType, TerminalSemantics, WakeSemantics};
+pub use filter::{Page, PageCursor, PageRequest, ProcessListFilter, StatusFilter};
+pub use ids::{FencingToken, Incarnation, OwnerNumber, StoreEpoch};
+pub use json::{ContentHash, Payload};
+pub use lease::{LeaseTimings, ProcessOwner};
+pub use observed::{
+    Facets, Lifecycle, ObservedLease, ObservedProcess, ProcessWorkItem, ProcessWorkSnapshot,
+    QueuedReason,
+};
+pub use output::{
+    AbandonEvidence, AbandonProof, AbandonWriter, FailureClass, ProcessAwaitOutput, ProcessError,
+    Survivor, TerminalState,
+};
+pub use record::{
+    AbandonRequest, CancelRequest, FirstStart, ProcessCancelSummary, ProcessParent,
+    ProcessProvenance, ProcessRecord, ProcessStatus, ProcessWait, RetryPause, SignalWait,
+};
+pub use recovery::LeaveReason;
+pub use request::{
+    Backoff, ProcessEnvSpec, ProcessHandleDescriptor, ProcessIdentity, ProcessInput,
+    ProcessStartGrant, ProcessStartRequest, RecoveryDisposition, RetryPolicy,
+};
+pub use retention::ProcessPruneReport;
+pub use scope::{ProcessOriginator, SessionScope};
+pub use selector::Selector;

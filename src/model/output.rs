@@ -1,0 +1,232 @@
+//! How a process ended.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::error::{Result, clip};
+use super::ids::check_text;
+use super::json;
+use super::lease::ProcessOwner;
+use super::limits::{MESSAGE_BYTES_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX};
+
+/// The four ways in which a process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TerminalState {
+    /// It returned a value.
+    Completed,
+    /// It failed.
+    Failed,
+    /// It ended because it was asked to.
+    Cancelled,
+    /// Its owner stopped without recording an outcome: what really happened is unknowable.
+    Abandoned,
+}
+
+impl fmt::Display for TerminalState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Abandoned => "abandoned",
+        })
+    }
+}
+
+/// What kind of failure it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureClass {
+    /// The engine ran and failed.
+    Execution,
+    /// The process's own time limit passed.
+    Timeout,
+    /// The engine refused its payload.
+    InvalidInput,
+    /// Whoever executed it elsewhere says that it failed.
+    External,
+    /// The runtime could not go on with it: it panicked, or was recovered too often.
+    Internal,
+}
+
+/// The one outcome of a process: what every awaiter gets, before and after a restart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ProcessAwaitOutput {
+    /// It returned a value.
+    Success {
+        /// That value.
+        value: Value,
+    },
+    /// It failed.
+    Failure {
+        /// What kind of failure.
+        class: FailureClass,
+        /// A stable code that programs can match on.
+        code: String,
+        /// What happened, for people.
+        message: String,
+        /// Whatever the engine wanted to add.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        raw: Option<Value>,
+    },
+    /// It ended because it was asked to.
+    Cancelled {
+        /// Why, and whether it had to be forced.
+        message: String,
+        /// Whatever the engine wanted to add.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        raw: Option<Value>,
+    },
+    /// Nobody can know how it ended.
+    Abandoned {
+        /// Who says so, and on what grounds.
+        evidence: AbandonEvidence,
+    },
+}
+
+impl ProcessAwaitOutput {
+    /// A success.
+    #[must_use]
+    pub fn success(value: impl Into<Value>) -> Self {
+        Self::Success {
+            value: value.into(),
+        }
+    }
+
+    /// The state that this outcome is.
+    #[must_use]
+    pub const fn state(&self) -> TerminalState {
+        match self {
+            Self::Success { .. } => TerminalState::Completed,
+            Self::Failure { .. } => TerminalState::Failed,
+            Self::Cancelled { .. } => TerminalState::Cancelled,
+            Self::Abandoned { .. } => TerminalState::Abandoned,
+        }
+    }
+
+    /// Checks an outcome that comes from outside.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::Success { value } => bounded("output.value", Some(value)),
+            Self::Failure {
+                code, message, raw, ..
+            } => {
+                check_text("output.code", code, NAME_BYTES_MAX)?;
+                check_message("output.message", message)?;
+                bounded("output.raw", raw.as_ref())
+            }
+            Self::Cancelled { message, raw } => {
+                check_message("output.message", message)?;
+                bounded("output.raw", raw.as_ref())
+            }
+            Self::Abandoned { .. } => Ok(()),
+        }
+    }
+
+    /// Short facts about a failure, for lists.
+    pub(crate) fn error(&self) -> Option<ProcessError> {
+        match self {
+            Self::Failure {
+                class,
+                code,
+                message,
+                ..
+            } => Some(ProcessError {
+                class: *class,
+                code: code.clone(),
+                message: clip(message, MESSAGE_BYTES_MAX).to_owned(),
+            }),
+            Self::Success { .. } | Self::Cancelled { .. } | Self::Abandoned { .. } => None,
+        }
+    }
+}
+
+fn bounded(field: &str, value: Option<&Value>) -> Result<()> {
+    match value {
+        // The terminal event wraps the value one level deeper: leave it room.
+        Some(value) => json::bounded_bytes(field, value, PAYLOAD_BYTES_MAX).map(drop),
+        None => Ok(()),
+    }
+}
+
+fn check_message(field: &str, message: &str) -> Result<()> {
+    if message.len() > MESSAGE_BYTES_MAX {
+        return Err(super::Error::invalid(
+            field,
+            format!("has {} bytes", message.len()),
+            format!("{MESSAGE_BYTES_MAX} bytes"),
+        ));
+    }
+    Ok(())
+}
+
+/// What an observer sees of a failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessError {
+    /// What kind of failure.
+    pub class: FailureClass,
+    /// A stable code.
+    pub code: String,
+    /// What happened, for people.
+    pub message: String,
+}
+
+/// Who wrote an `Abandoned`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AbandonWriter {
+    /// The owner itself, at a graceful shutdown.
+    OwnerDrain,
+    /// The reaper, because an `OwnerBound` process lost its owner.
+    Sweep,
+    /// The reaper, because somebody had asked for it.
+    ReconciledRequest,
+}
+
+/// On what proof it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AbandonProof {
+    /// The owner stopped the execution itself.
+    Drain,
+    /// The owner belongs to an earlier open of the store, or to an earlier incarnation of this
+    /// runtime whose tasks have ended: it can no longer write.
+    StoreEpoch,
+    /// The owner's lease had lapsed.
+    Lapse,
+    /// Nobody held a lease.
+    Unowned,
+}
+
+/// Something of an abandoned execution that was found alive after its owner was gone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Survivor {
+    /// Operating-system process id.
+    pub pid: u32,
+    /// Whether it was ended.
+    pub ended: bool,
+}
+
+/// Why a process is `Abandoned`: who wrote it, on what proof, about which owner, and when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbandonEvidence {
+    /// Who wrote it.
+    pub writer: AbandonWriter,
+    /// The owner that is gone; absent where there never was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<ProcessOwner>,
+    /// On what proof.
+    pub proof: AbandonProof,
+    /// Who had asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    /// What was found alive.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub survivors: Vec<Survivor>,
+    /// When it was written, milliseconds since the epoch.
+    pub epoch_ms: u64,
+}

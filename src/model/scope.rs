@@ -1,0 +1,163 @@
+//! Whom a handle belongs to, and who created a process.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Result;
+use super::ids::check_id;
+
+/// A session, or one agent frame inside it. A session's root scope and a scope with a frame are
+/// different scopes.
+///
+/// ```
+/// use procession::SessionScope;
+/// let root = SessionScope::new("s-1");
+/// let frame = SessionScope::new("s-1").with_frame("planner");
+/// assert_eq!(root.id(), "session:s-1");
+/// assert_eq!(frame.id(), "session:s-1/frame:planner");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionScope {
+    /// The session, 1 to 256 bytes.
+    pub session_id: String,
+    /// The frame inside it, 1 to 256 bytes; absent for the session's root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_frame_id: Option<String>,
+}
+
+impl SessionScope {
+    /// The root scope of a session.
+    #[must_use]
+    pub fn new(session_id: impl Into<String>) -> Self {
+        Self {
+            session_id: session_id.into(),
+            agent_frame_id: None,
+        }
+    }
+
+    /// The scope of a frame in the same session.
+    #[must_use]
+    pub fn with_frame(mut self, agent_frame_id: impl Into<String>) -> Self {
+        self.agent_frame_id = Some(agent_frame_id.into());
+        self
+    }
+
+    /// The scope as one text: `session:S` or `session:S/frame:F`. Slashes and percent signs inside
+    /// the parts are percent-encoded, so that no two scopes share one text.
+    #[must_use]
+    pub fn id(&self) -> String {
+        match &self.agent_frame_id {
+            None => format!("session:{}", Escaped(&self.session_id)),
+            Some(frame) => format!(
+                "session:{}/frame:{}",
+                Escaped(&self.session_id),
+                Escaped(frame)
+            ),
+        }
+    }
+
+    pub(crate) fn check(&self, field: &str) -> Result<()> {
+        check_id(&format!("{field}.session_id"), &self.session_id)?;
+        match &self.agent_frame_id {
+            Some(frame) => check_id(&format!("{field}.agent_frame_id"), frame),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for SessionScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.id())
+    }
+}
+
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in self.0.split_inclusive(['/', '%']) {
+            match part.strip_suffix('/') {
+                Some(head) => write!(f, "{head}%2F")?,
+                None => match part.strip_suffix('%') {
+                    Some(head) => write!(f, "{head}%25")?,
+                    None => f.write_str(part)?,
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Who created a process. Provenance only: it gives no right.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ProcessOriginator {
+    /// The host itself, optionally under a scope it names.
+    Host {
+        /// A name of the host's own, 1 to 256 bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scope: Option<String>,
+    },
+    /// A session.
+    Session {
+        /// Its scope.
+        scope: SessionScope,
+    },
+}
+
+impl ProcessOriginator {
+    /// The host, under no name.
+    #[must_use]
+    pub const fn host() -> Self {
+        Self::Host { scope: None }
+    }
+
+    /// The host, under a scope that it names.
+    #[must_use]
+    pub fn host_scope(scope: impl Into<String>) -> Self {
+        Self::Host {
+            scope: Some(scope.into()),
+        }
+    }
+
+    /// A session.
+    #[must_use]
+    pub const fn session(scope: SessionScope) -> Self {
+        Self::Session { scope }
+    }
+
+    /// The originator as one text, as [`ProcessListFilter`](super::ProcessListFilter) takes it:
+    /// `host`, `host:NAME`, or the session scope's id.
+    #[must_use]
+    pub fn scope_id(&self) -> String {
+        match self {
+            Self::Host { scope: None } => "host".to_owned(),
+            Self::Host { scope: Some(name) } => format!("host:{name}"),
+            Self::Session { scope } => scope.id(),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Self::Host { scope: None } => Ok(()),
+            Self::Host { scope: Some(name) } => check_id("originator.scope", name),
+            Self::Session { scope } => scope.check("originator.scope"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_scopes_share_one_text() {
+        let tricky = SessionScope::new("a/frame:b");
+        let framed = SessionScope::new("a").with_frame("b");
+        assert_eq!(framed.id(), "session:a/frame:b");
+        assert_eq!(tricky.id(), "session:a%2Fframe:b");
+        assert_eq!(SessionScope::new("a%2F").id(), "session:a%252F");
+    }
+}
