@@ -72,8 +72,10 @@ pub(crate) fn apply(
                 end(state, terminal.output(event_type, payload));
             }
         }
-        EventBody::Runtime(event) => apply_runtime(registration, state, occurred_at_ms, event)
-            .map_err(|reason| illegal(name_of(body), reason))?,
+        EventBody::Runtime(event) => {
+            apply_runtime(registration, state, occurred_at_ms, body, event)
+                .map_err(|reason| illegal(name_of(body), reason))?
+        }
     }
     state.last_sequence = sequence;
     state.updated_at_ms = occurred_at_ms;
@@ -84,6 +86,7 @@ fn apply_runtime(
     registration: &Registration,
     state: &mut ProcessState,
     at_ms: u64,
+    body: &EventBody,
     event: &RuntimeEvent,
 ) -> Result<(), &'static str> {
     match event {
@@ -179,52 +182,72 @@ fn apply_runtime(
                 error: error.clone(),
             });
         }
-        RuntimeEvent::Completed {
-            value,
-            authority: _,
-        } => end(
-            state,
-            ProcessAwaitOutput::Success {
+        RuntimeEvent::Completed { .. }
+        | RuntimeEvent::Failed { .. }
+        | RuntimeEvent::Cancelled { .. }
+        | RuntimeEvent::Abandoned { .. } => {
+            let Some(output) = terminal_output(registration, body) else {
+                return Err("it says no outcome");
+            };
+            end(state, output);
+        }
+    }
+    Ok(())
+}
+
+/// The output that an event says, if it ends its process.
+pub(crate) fn terminal_output(
+    registration: &Registration,
+    body: &EventBody,
+) -> Option<ProcessAwaitOutput> {
+    match body {
+        EventBody::Declared {
+            event_type,
+            payload,
+        } => registration
+            .event_type(event_type)?
+            .terminal
+            .as_ref()
+            .map(|terminal| terminal.output(event_type, payload)),
+        EventBody::Runtime(event) => match event {
+            RuntimeEvent::Completed { value, .. } => Some(ProcessAwaitOutput::Success {
                 value: value.clone(),
-            },
-        ),
-        RuntimeEvent::Failed {
-            class,
-            code,
-            message,
-            raw,
-            authority: _,
-        } => end(
-            state,
-            ProcessAwaitOutput::Failure {
+            }),
+            RuntimeEvent::Failed {
+                class,
+                code,
+                message,
+                raw,
+                authority: _,
+            } => Some(ProcessAwaitOutput::Failure {
                 class: *class,
                 code: code.clone(),
                 message: message.clone(),
                 raw: raw.clone(),
-            },
-        ),
-        RuntimeEvent::Cancelled {
-            message,
-            raw,
-            authority: _,
-        } => end(
-            state,
-            ProcessAwaitOutput::Cancelled {
+            }),
+            RuntimeEvent::Cancelled {
+                message,
+                raw,
+                authority: _,
+            } => Some(ProcessAwaitOutput::Cancelled {
                 message: message.clone(),
                 raw: raw.clone(),
-            },
-        ),
-        RuntimeEvent::Abandoned {
-            evidence,
-            authority: _,
-        } => end(
-            state,
-            ProcessAwaitOutput::Abandoned {
+            }),
+            RuntimeEvent::Abandoned {
+                evidence,
+                authority: _,
+            } => Some(ProcessAwaitOutput::Abandoned {
                 evidence: evidence.clone(),
-            },
-        ),
+            }),
+            RuntimeEvent::Started { .. }
+            | RuntimeEvent::Waiting { .. }
+            | RuntimeEvent::Resumed { .. }
+            | RuntimeEvent::CancelRequested { .. }
+            | RuntimeEvent::AbandonRequested { .. }
+            | RuntimeEvent::ExternalRefSet { .. }
+            | RuntimeEvent::RetryScheduled { .. } => None,
+        },
     }
-    Ok(())
 }
 
 fn find_wait(state: &ProcessState, signal_name: &str, number: u64) -> Option<usize> {

@@ -1,0 +1,651 @@
+//! Reads of one consistent state, in the model's types.
+
+use bytes::Bytes;
+
+use super::codec::stored::{
+    HeadFacts, StateFacts, StateFront, StoredBody, StoredChange, StoredEffect, StoredEnv,
+    StoredEvent, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner, StoredReplay,
+    StoredScope, StoredState, StoredTombstone, StoredWake,
+};
+use super::codec::{self, Stored};
+use super::error::StoreError;
+use super::keys::{self, Row};
+use super::kv::{KeyRange, KvView};
+use crate::model::decide::Replayed;
+use crate::model::event::EventBody;
+use crate::model::lease::{self, Lease, OwnerRecord, OwnerStanding};
+use crate::model::record::{ProcessState, Registration, wait_of};
+use crate::model::recovery::LeaseStanding;
+use crate::model::retention::Tombstone;
+use crate::model::{
+    ContentHash, EffectKey, ExecutionScope, Facets, FencingToken, Incarnation, Lifecycle,
+    ObservedLease, ObservedProcess, OwnerNumber, ProcessAwaitOutput, ProcessEvent,
+    ProcessHandleDescriptor, ProcessOriginator, RecoveryDisposition, SessionScope, StoreEpoch,
+    fold,
+};
+
+/// What an id stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum IdEntry {
+    /// A process.
+    Live(Row),
+    /// What remains of one.
+    Pruned(Tombstone),
+}
+
+/// A process with everything that is kept of it but its log.
+#[derive(Debug, Clone)]
+pub(crate) struct LoadedProcess {
+    pub(crate) row: Row,
+    pub(crate) registration: Registration,
+    pub(crate) state: ProcessState,
+    pub(crate) edges: Edges,
+}
+
+/// What stands beside a process's record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Edges {
+    pub(crate) lease: Option<Lease>,
+    /// The highest token it ever had.
+    pub(crate) token: FencingToken,
+    pub(crate) feed_position: u64,
+}
+
+impl From<StateFront> for Edges {
+    fn from(front: StateFront) -> Self {
+        Self {
+            lease: (front.owner != 0).then_some(Lease {
+                owner: OwnerNumber(front.owner),
+                token: FencingToken(front.token),
+            }),
+            token: FencingToken(front.token),
+            feed_position: front.feed_position,
+        }
+    }
+}
+
+/// A process as lists see it: no input, no event types, no output.
+#[derive(Debug, Clone)]
+pub(crate) struct ProcessSummary {
+    pub(crate) head: HeadFacts,
+    pub(crate) facts: StateFacts,
+    pub(crate) edges: Edges,
+}
+
+/// An entry of the change feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum FeedEntry {
+    /// A process changed last at this position.
+    Changed {
+        row: Row,
+        terminal_at_ms: Option<u64>,
+    },
+    /// A process was pruned.
+    Pruned {
+        id: String,
+        incarnation: Incarnation,
+    },
+}
+
+/// A pending wake, as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PendingWake {
+    pub(crate) scope: SessionScope,
+    pub(crate) position: u64,
+    pub(crate) process_id: String,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) sequence: u64,
+    pub(crate) event_type: String,
+    pub(crate) text: String,
+    pub(crate) created_at_ms: u64,
+}
+
+/// A way to walk processes in the order of their creation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Index {
+    /// Granted to exactly this scope.
+    GrantedTo(SessionScope),
+    /// Created by exactly this scope.
+    OriginatedByScope(SessionScope),
+    /// Created by any scope of this session.
+    OriginatedBySession(String),
+    /// Created by the host under this name.
+    OriginatedByHost(String),
+    /// Started by this process.
+    ChildrenOf(Incarnation),
+    /// Not ended.
+    Running,
+    /// All.
+    Created,
+}
+
+impl Index {
+    fn range(&self) -> KeyRange {
+        match self {
+            Self::GrantedTo(scope) => keys::grants_of_scope(scope),
+            Self::OriginatedByScope(scope) => keys::originated_by_scope(scope),
+            Self::OriginatedBySession(session_id) => keys::originated_by_session(session_id),
+            Self::OriginatedByHost(name) => keys::originated_by_host(name),
+            Self::ChildrenOf(parent) => keys::children(*parent),
+            Self::Running => keys::all_running(),
+            Self::Created => keys::heads(),
+        }
+    }
+}
+
+/// One consistent state of the store.
+#[derive(Debug)]
+pub(crate) struct View {
+    kv: Box<dyn KvView>,
+    exclusive_epoch: Option<StoreEpoch>,
+    now_ms: u64,
+}
+
+impl View {
+    pub(crate) fn new(
+        kv: Box<dyn KvView>,
+        exclusive_epoch: Option<StoreEpoch>,
+        now_ms: u64,
+    ) -> Self {
+        Self {
+            kv,
+            exclusive_epoch,
+            now_ms,
+        }
+    }
+
+    /// The commit it sees last.
+    pub(crate) fn commit(&self) -> u64 {
+        self.kv.commit()
+    }
+
+    /// The wall-clock time at which it was taken.
+    pub(crate) const fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    pub(crate) fn raw(&self) -> &dyn KvView {
+        &*self.kv
+    }
+
+    fn get<T: Stored>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
+        match self.kv.get(key)? {
+            Some(bytes) => codec::decode(&bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// What an id stands for.
+    pub(crate) fn id(&self, id: &str) -> Result<Option<IdEntry>, StoreError> {
+        match self.get::<StoredId>(&keys::id(id))? {
+            None => Ok(None),
+            Some(StoredId::Live(row)) => Ok(Some(IdEntry::Live(row.into()))),
+            Some(StoredId::Pruned(incarnation)) => Ok(self
+                .tombstone(Incarnation(incarnation))?
+                .map(|(_, tombstone)| IdEntry::Pruned(tombstone))),
+        }
+    }
+
+    /// What remains of a pruned incarnation, and its id.
+    pub(crate) fn tombstone(
+        &self,
+        incarnation: Incarnation,
+    ) -> Result<Option<(String, Tombstone)>, StoreError> {
+        Ok(self
+            .get::<StoredTombstone>(&keys::tombstone(incarnation))?
+            .map(|stored| (stored.id.clone(), stored.facts(incarnation))))
+    }
+
+    /// A process by id, whole.
+    pub(crate) fn process(&self, id: &str) -> Result<Option<LoadedProcess>, StoreError> {
+        match self.id(id)? {
+            Some(IdEntry::Live(row)) => self.load(row),
+            Some(IdEntry::Pruned(_)) | None => Ok(None),
+        }
+    }
+
+    /// A process by row, whole.
+    pub(crate) fn load(&self, row: Row) -> Result<Option<LoadedProcess>, StoreError> {
+        let Some(head) = self.get::<StoredHead>(&keys::head(row))? else {
+            return Ok(None);
+        };
+        let (facts, inline) = head.facts(row);
+        let body = match inline {
+            Some(body) => body,
+            None => self
+                .get::<StoredBody>(&keys::body(row))?
+                .ok_or_else(|| missing("body", &facts.id))?,
+        };
+        let registration = facts.with_body(&body)?;
+        let (state, front) = self
+            .state(row)?
+            .ok_or_else(|| missing("state", &registration.id))?;
+        let output = match &state.terminal {
+            Some(_) => Some(self.output(&registration, front.last_sequence)?),
+            None => None,
+        };
+        Ok(Some(LoadedProcess {
+            row,
+            registration,
+            state: state.with_output(output),
+            edges: front.into(),
+        }))
+    }
+
+    /// The output that a process's terminal event says.
+    fn output(
+        &self,
+        registration: &Registration,
+        last_sequence: u64,
+    ) -> Result<ProcessAwaitOutput, StoreError> {
+        let event = self
+            .events(
+                &registration.id,
+                registration.incarnation,
+                last_sequence,
+                1,
+                usize::MAX,
+            )?
+            .pop()
+            .ok_or_else(|| missing("terminal event", &registration.id))?;
+        let body = EventBody::of(&event).map_err(|error| StoreError::Corrupted {
+            what: error.to_string(),
+        })?;
+        fold::terminal_output(registration, &body)
+            .ok_or_else(|| missing("terminal event at the end of the log", &registration.id))
+    }
+
+    fn state(&self, row: Row) -> Result<Option<(StateFacts, StateFront)>, StoreError> {
+        let Some(bytes) = self.kv.get(&keys::state(row))? else {
+            return Ok(None);
+        };
+        let (front, body) = StateFront::split(codec::open::<StoredState>(&bytes)?)?;
+        let facts = codec::decode_body::<StoredState>(body)?.facts(front.last_sequence)?;
+        Ok(Some((facts, front)))
+    }
+
+    /// A process as lists see it.
+    pub(crate) fn summary(&self, row: Row) -> Result<Option<ProcessSummary>, StoreError> {
+        let Some(head) = self.get::<StoredHead>(&keys::head(row))? else {
+            return Ok(None);
+        };
+        let (head, _) = head.facts(row);
+        let (facts, front) = self.state(row)?.ok_or_else(|| missing("state", &head.id))?;
+        Ok(Some(ProcessSummary {
+            head,
+            facts,
+            edges: front.into(),
+        }))
+    }
+
+    /// The revision and edges of a process, and nothing else: cheap.
+    pub(crate) fn front(&self, row: Row) -> Result<Option<StateFront>, StoreError> {
+        let Some(bytes) = self.kv.get(&keys::state(row))? else {
+            return Ok(None);
+        };
+        StateFront::split(codec::open::<StoredState>(&bytes)?).map(|(front, _)| Some(front))
+    }
+
+    /// Events of an incarnation from a sequence on, ascending: at most `limit`, about `bytes_max`.
+    pub(crate) fn events(
+        &self,
+        process_id: &str,
+        incarnation: Incarnation,
+        from_sequence: u64,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<ProcessEvent>, StoreError> {
+        self.kv
+            .events(incarnation.get(), from_sequence, limit, bytes_max)?
+            .into_iter()
+            .map(|(sequence, bytes)| {
+                codec::decode::<StoredEvent>(&bytes)?.into_event(process_id, incarnation, sequence)
+            })
+            .collect()
+    }
+
+    /// What a replay key of an incarnation stands for.
+    pub(crate) fn replayed(
+        &self,
+        incarnation: Incarnation,
+        key: &str,
+    ) -> Result<Option<Replayed>, StoreError> {
+        Ok(self
+            .get::<StoredReplay>(&keys::replay(incarnation, key))?
+            .map(|stored| Replayed {
+                sequence: stored.sequence,
+                content: ContentHash(stored.content),
+            }))
+    }
+
+    /// An owner incarnation.
+    pub(crate) fn owner(&self, number: OwnerNumber) -> Result<Option<OwnerRecord>, StoreError> {
+        Ok(self
+            .get::<StoredOwner>(&keys::owner(number))?
+            .map(OwnerRecord::from))
+    }
+
+    /// All owner incarnations that are known.
+    pub(crate) fn owners(&self) -> Result<Vec<(OwnerNumber, OwnerRecord)>, StoreError> {
+        self.kv
+            .scan(&keys::owners(), usize::MAX)?
+            .into_iter()
+            .filter_map(|(key, value)| Some((keys::number_of(&key)?, value)))
+            .map(|(number, value)| {
+                let record = codec::decode::<StoredOwner>(&value)?;
+                Ok((OwnerNumber(number), record.into()))
+            })
+            .collect()
+    }
+
+    /// The standing of a lease at the time of this view.
+    pub(crate) fn lease_standing(&self, lease: Option<Lease>) -> Result<LeaseStanding, StoreError> {
+        match lease {
+            None => Ok(LeaseStanding::Free),
+            Some(lease) => {
+                let record = self.owner(lease.owner)?;
+                Ok(LeaseStanding::Held(lease::standing(
+                    record.as_ref(),
+                    self.exclusive_epoch,
+                    self.now_ms,
+                )))
+            }
+        }
+    }
+
+    /// What a grant says, where the scope holds one.
+    pub(crate) fn grant(
+        &self,
+        scope: &SessionScope,
+        row: Row,
+    ) -> Result<Option<ProcessHandleDescriptor>, StoreError> {
+        Ok(self
+            .get::<StoredGrant>(&keys::grant(scope, row))?
+            .map(ProcessHandleDescriptor::from))
+    }
+
+    /// The scopes that hold a grant on a process.
+    pub(crate) fn scopes_granted(&self, row: Row) -> Result<Vec<SessionScope>, StoreError> {
+        let entries = self.kv.scan(&keys::scopes_granted(row), usize::MAX)?;
+        Ok(entries
+            .iter()
+            .filter_map(|(key, _)| keys::scope_of(key))
+            .collect())
+    }
+
+    /// Every grant of a session, its frames included.
+    pub(crate) fn grants_of_session(
+        &self,
+        session_id: &str,
+    ) -> Result<Vec<(SessionScope, Row, ProcessHandleDescriptor)>, StoreError> {
+        self.kv
+            .scan(&keys::grants_of_session(session_id), usize::MAX)?
+            .into_iter()
+            .filter_map(|(key, value)| Some((keys::scope_of(&key)?, keys::row_of(&key)?, value)))
+            .map(|(scope, row, value)| {
+                let stored = codec::decode::<StoredGrant>(&value)?;
+                Ok((scope, row, stored.into()))
+            })
+            .collect()
+    }
+
+    /// Processes whose wakes go to a session, its frames included.
+    pub(crate) fn watched_by_session(
+        &self,
+        session_id: &str,
+    ) -> Result<Vec<(SessionScope, Row)>, StoreError> {
+        let entries = self
+            .kv
+            .scan(&keys::watched_by_session(session_id), usize::MAX)?;
+        Ok(entries
+            .iter()
+            .filter_map(|(key, _)| Some((keys::scope_of(key)?, keys::row_of(key)?)))
+            .collect())
+    }
+
+    /// The current wake target of a process.
+    pub(crate) fn wake_target(&self, row: Row) -> Result<Option<SessionScope>, StoreError> {
+        Ok(self
+            .get::<StoredScope>(&keys::wake_target(row))?
+            .map(SessionScope::from))
+    }
+
+    /// Pending wakes of a scope, in order.
+    pub(crate) fn wakes(
+        &self,
+        scope: &SessionScope,
+        limit: usize,
+    ) -> Result<Vec<PendingWake>, StoreError> {
+        self.pending_wakes(&keys::wakes_of_scope(scope), limit)
+    }
+
+    /// Pending wakes of a session, its frames included.
+    pub(crate) fn wakes_of_session(
+        &self,
+        session_id: &str,
+    ) -> Result<Vec<PendingWake>, StoreError> {
+        self.pending_wakes(&keys::wakes_of_session(session_id), usize::MAX)
+    }
+
+    fn pending_wakes(
+        &self,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<PendingWake>, StoreError> {
+        self.kv
+            .scan(range, limit)?
+            .into_iter()
+            .filter_map(|(key, value)| Some((keys::scope_of(&key)?, keys::number_of(&key)?, value)))
+            .map(|(scope, position, value)| {
+                let stored = codec::decode::<StoredWake>(&value)?;
+                Ok(PendingWake {
+                    scope,
+                    position,
+                    process_id: stored.process_id,
+                    incarnation: Row::from(stored.row).incarnation,
+                    sequence: stored.sequence,
+                    event_type: stored.event_type,
+                    text: stored.text,
+                    created_at_ms: stored.created_at_ms,
+                })
+            })
+            .collect()
+    }
+
+    /// An environment's canonical bytes.
+    pub(crate) fn env(&self, hash: &ContentHash) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self
+            .get::<StoredEnv>(&keys::env(hash))?
+            .map(|stored| stored.canonical))
+    }
+
+    /// The recorded content and outcome of an effect.
+    pub(crate) fn effect(
+        &self,
+        scope: &ExecutionScope,
+        key: &EffectKey,
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+        Ok(self
+            .get::<StoredEffect>(&keys::effect(scope, key))?
+            .map(|stored| (stored.content, stored.outcome)))
+    }
+
+    /// Rows of an index after one of them, in the order of the index, with the key that continues.
+    pub(crate) fn rows(
+        &self,
+        index: &Index,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Row)>, StoreError> {
+        let mut range = index.range();
+        if let Some(after) = after {
+            // The smallest key after another is that key with a zero byte behind it.
+            let next = [after, &[0]].concat();
+            if next.as_slice() > &range.start[..] {
+                range.start = Bytes::from(next);
+            }
+            if !range.end.is_empty() && range.start >= range.end {
+                return Ok(Vec::new());
+            }
+        }
+        self.kv
+            .scan(&range, limit)?
+            .into_iter()
+            .map(|(key, _)| {
+                let row = keys::row_of(&key).ok_or_else(|| StoreError::Corrupted {
+                    what: "index key without a row".to_owned(),
+                })?;
+                Ok((key, row))
+            })
+            .collect()
+    }
+
+    /// The change feed after a position.
+    pub(crate) fn feed(
+        &self,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, FeedEntry)>, StoreError> {
+        self.kv
+            .scan(&keys::feed_after(after), limit)?
+            .into_iter()
+            .map(|(key, value)| {
+                let position = keys::number_of(&key).unwrap_or(0);
+                let entry = match codec::decode::<StoredChange>(&value)? {
+                    StoredChange::Changed {
+                        row,
+                        terminal_at_ms,
+                    } => FeedEntry::Changed {
+                        row: row.into(),
+                        terminal_at_ms,
+                    },
+                    StoredChange::Pruned { id, incarnation } => FeedEntry::Pruned {
+                        id,
+                        incarnation: Incarnation(incarnation),
+                    },
+                };
+                Ok((position, entry))
+            })
+            .collect()
+    }
+
+    /// The oldest position from which every deletion is still known, and the newest position.
+    pub(crate) fn feed_bounds(&self) -> Result<(u64, u64), StoreError> {
+        let floor = self
+            .get::<StoredNumber>(&keys::feed_floor())?
+            .map_or(0, |number| number.0);
+        let newest = self
+            .kv
+            .scan_back(&keys::feed_after(0), 1)?
+            .first()
+            .and_then(|(key, _)| keys::number_of(key))
+            .unwrap_or(0);
+        Ok((floor, newest.max(floor)))
+    }
+
+    /// Tombstones after an incarnation: incarnation and when it was pruned.
+    pub(crate) fn tombstones(
+        &self,
+        after: Incarnation,
+        limit: usize,
+    ) -> Result<Vec<(Incarnation, u64)>, StoreError> {
+        let mut range = keys::tombstones();
+        range.start = keys::tombstone(Incarnation(after.get().saturating_add(1)));
+        self.kv
+            .scan(&range, limit)?
+            .into_iter()
+            .map(|(key, value)| {
+                let stored = codec::decode::<StoredTombstone>(&value)?;
+                Ok((
+                    Incarnation(keys::number_of(&key).unwrap_or(0)),
+                    stored.pruned_at_ms,
+                ))
+            })
+            .collect()
+    }
+
+    /// A process as observers see it.
+    pub(crate) fn observe(&self, summary: ProcessSummary) -> Result<ObservedProcess, StoreError> {
+        let ProcessSummary { head, facts, edges } = summary;
+        let wake_target = self.wake_target(head.row)?;
+        let lease = match edges.lease {
+            None => None,
+            Some(lease) => self.owner(lease.owner)?.map(|record| ObservedLease {
+                fencing_token: lease.token,
+                expires_at_ms: record.expires_at_ms,
+                live: lease::standing(Some(&record), self.exclusive_epoch, self.now_ms)
+                    == OwnerStanding::Live,
+                owner: record.owner,
+            }),
+        };
+        let state = facts.state;
+        let (terminal, error) = match facts.terminal {
+            Some((terminal, error)) => (Some(terminal), error),
+            None => (None, None),
+        };
+        let running = terminal.is_none();
+        let held = lease.as_ref().is_some_and(|lease| lease.live);
+        // Started owner-bound work whose owner is gone is not queued: it is never run again.
+        let runnable = match head.disposition {
+            RecoveryDisposition::Rerunnable => true,
+            RecoveryDisposition::OwnerBound => state.attempt == 0,
+            RecoveryDisposition::ExternallyOwned => false,
+        };
+        Ok(ObservedProcess {
+            process_id: head.id,
+            incarnation: head.row.incarnation,
+            kind: head.identity.kind.or_else(|| head.engine_kind.clone()),
+            engine_kind: head.engine_kind,
+            label: head.identity.label,
+            definition: head.identity.definition,
+            lifecycle: Lifecycle::from(terminal),
+            facets: Facets {
+                queued: running && runnable && !held,
+                started: running && state.attempt > 0,
+                waiting: running && !state.waits.is_empty(),
+                cancel_requested: state.cancel_request.is_some(),
+                abandon_requested: state.abandon_request.is_some(),
+                backing_off: running && state.retry_pause.is_some(),
+            },
+            queued_reason: None,
+            disposition: head.disposition,
+            attempt: state.attempt,
+            last_sequence: state.last_sequence,
+            created_at_ms: head.row.created_at_ms,
+            updated_at_ms: state.updated_at_ms,
+            first_started_at_ms: state.first_started.map(|first| first.at_ms),
+            terminal_at_ms: terminal.map(|_| state.updated_at_ms),
+            retry_at_ms: state.retry_pause.map(|pause| pause.retry_at_ms),
+            lease,
+            cancel_request: state.cancel_request,
+            abandon_request: state.abandon_request,
+            wait: wait_of(state.waits),
+            originator: head.provenance.originator,
+            caused_by: head.provenance.caused_by,
+            parent: head.provenance.parent,
+            external_ref: state.external_ref,
+            env_ref: head.env_ref,
+            wake_target,
+            priority: head.priority,
+            labels: head.labels,
+            error,
+        })
+    }
+}
+
+/// The index that an originator filter can use.
+pub(crate) fn index_of_originator(originator: &ProcessOriginator) -> Option<Index> {
+    match originator {
+        ProcessOriginator::Host { scope: None } => None,
+        ProcessOriginator::Host { scope: Some(name) } => {
+            Some(Index::OriginatedByHost(name.clone()))
+        }
+        ProcessOriginator::Session { scope } => Some(Index::OriginatedByScope(scope.clone())),
+    }
+}
+
+fn missing(what: &str, id: &str) -> StoreError {
+    StoreError::Corrupted {
+        what: format!("process {id} has no {what}"),
+    }
+}
