@@ -90,6 +90,10 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
+fn unescape(text: &str) -> String {
+    text.replace("%2F", "/").replace("%25", "%")
+}
+
 /// Who created a process. Provenance only: it gives no right.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -137,6 +141,24 @@ impl ProcessOriginator {
             Self::Host { scope: Some(name) } => format!("host:{name}"),
             Self::Session { scope } => scope.id(),
         }
+    }
+
+    /// The originator that a text stands for, if it is one.
+    pub(crate) fn parse_scope_id(text: &str) -> Option<Self> {
+        if text == "host" {
+            return Some(Self::host());
+        }
+        if let Some(name) = text.strip_prefix("host:") {
+            return Some(Self::host_scope(name));
+        }
+        let rest = text.strip_prefix("session:")?;
+        // Slashes inside the parts are escaped, so the first one ends the session.
+        let scope = match rest.split_once('/') {
+            None => SessionScope::new(unescape(rest)),
+            Some((session, frame)) => SessionScope::new(unescape(session))
+                .with_frame(unescape(frame.strip_prefix("frame:")?)),
+        };
+        Some(Self::session(scope))
     }
 
     pub(crate) fn check(&self) -> Result<()> {

@@ -34,6 +34,12 @@ pub enum StoreError {
         /// Which bytes, and how it was noticed.
         what: String,
     },
+    /// A proposal broke a rule of the store, or its code panicked. Only that proposal is affected.
+    #[error("not a valid commit: {what}")]
+    Invalid {
+        /// Which rule.
+        what: String,
+    },
     /// An input or output error. Nothing further is acknowledged until the store is reopened.
     #[error("store failed, nothing further is acknowledged until it is reopened: {cause}")]
     Failed {

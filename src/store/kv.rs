@@ -1,9 +1,9 @@
 //! The ordered key-value machine below the typed store: atomic, conditional, group-committed
 //! batches, and reads on a pinned view.
 //!
-//! Two implementations keep these laws: [`sled`] (durable: journal, overlay,
-//! write-behind index) and [`memory`] (a persistent map behind a mutex). What a
-//! proposal means is not known here: it is asked for its operations when its turn comes.
+//! Two implementations keep these laws: `sled_kv` (durable: journal, overlay, write-behind
+//! index) and `memory_kv` (a persistent map behind a mutex). What a proposal means is not known
+//! here: it is asked for its operations when its turn comes.
 
 use std::fmt;
 use std::time::Duration;
@@ -51,6 +51,41 @@ pub(crate) enum Op {
         /// Whose log.
         incarnation: u64,
     },
+}
+
+impl Op {
+    /// Checks the limits that the physical formats rely on.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the limit.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        let (key_bytes, value_bytes) = match self {
+            Self::Put { key, value } | Self::PutOnce { key, value } => (key.len(), value.len()),
+            Self::Delete { key } => (key.len(), 0),
+            Self::Append {
+                sequence, value, ..
+            } => {
+                if *sequence == 0 {
+                    return Err(StoreError::Invalid {
+                        what: "event sequence 0, sequences start at 1".to_owned(),
+                    });
+                }
+                (1, value.len())
+            }
+            Self::EraseLog { .. } => (1, 0),
+        };
+        if key_bytes == 0 || key_bytes > KEY_BYTES_MAX {
+            return Err(StoreError::Invalid {
+                what: format!("key of {key_bytes} bytes, limits are 1 and {KEY_BYTES_MAX}"),
+            });
+        }
+        if value_bytes > VALUE_BYTES_MAX {
+            return Err(StoreError::Invalid {
+                what: format!("value of {value_bytes} bytes, limit is {VALUE_BYTES_MAX}"),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Longest key.
@@ -105,6 +140,29 @@ pub(crate) enum Counter {
     FencingToken,
     /// Owner incarnations.
     Owner,
+}
+
+impl Counter {
+    /// Every counter, in the order of [`Counter::slot`].
+    pub(crate) const ALL: [Self; 3] = [Self::Incarnation, Self::FencingToken, Self::Owner];
+
+    /// A dense number, for tables with an entry per counter.
+    pub(crate) fn slot(self) -> usize {
+        match self {
+            Self::Incarnation => 0,
+            Self::FencingToken => 1,
+            Self::Owner => 2,
+        }
+    }
+
+    /// The word used in errors and in stored keys: never changed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Incarnation => "incarnation",
+            Self::FencingToken => "fencing_token",
+            Self::Owner => "owner",
+        }
+    }
 }
 
 /// What the committer gives a proposal, and takes from it.

@@ -120,6 +120,12 @@ pub(crate) enum Index {
 }
 
 impl Index {
+    /// Whether a key is one of this index.
+    pub(crate) fn contains(&self, key: &[u8]) -> bool {
+        let range = self.range();
+        key >= &range.start[..] && (range.end.is_empty() || key < &range.end[..])
+    }
+
     fn range(&self) -> KeyRange {
         match self {
             Self::GrantedTo(scope) => keys::grants_of_scope(scope),
@@ -481,12 +487,7 @@ impl View {
         if let Some(after) = after {
             // The smallest key after another is that key with a zero byte behind it.
             let next = [after, &[0]].concat();
-            if next.as_slice() > &range.start[..] {
-                range.start = Bytes::from(next);
-            }
-            if !range.end.is_empty() && range.start >= range.end {
-                return Ok(Vec::new());
-            }
+            range.start = Bytes::from(next);
         }
         self.kv
             .scan(&range, limit)?

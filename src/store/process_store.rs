@@ -1,0 +1,113 @@
+//! The typed store: what the layers above hold.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::clock::Clock;
+use super::error::StoreError;
+use super::kv::{Counter, Kv, KvStats};
+use super::read::View;
+use super::resolve::{Done, Submission};
+use super::write_set::{CommitError, CommitResult, Refusal, WriteSet};
+use crate::model::{FencingToken, Incarnation, OwnerNumber, StoreEpoch};
+
+/// A store of processes on some key-value machine. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct ProcessStore {
+    kv: Arc<dyn Kv>,
+    clock: Arc<dyn Clock>,
+}
+
+impl ProcessStore {
+    pub(crate) fn new(kv: Arc<dyn Kv>, clock: Arc<dyn Clock>) -> Self {
+        Self { kv, clock }
+    }
+
+    /// The clock that its commits are judged by.
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Wall-clock time.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.clock.now_epoch_ms()
+    }
+
+    /// Queues a set. `done` is called on the committer once its fate is durable: it must be quick.
+    pub(crate) fn commit(&self, set: WriteSet, done: Done) {
+        self.kv.submit(Box::new(Submission {
+            set,
+            exclusive_epoch: self.exclusive_epoch(),
+            verdict: Err(Refusal::NothingToDo),
+            done,
+        }));
+    }
+
+    /// Commits a set and waits for its fate.
+    ///
+    /// # Cancel safety
+    /// Once called, the set is committed or refused, whether or not the answer is waited for.
+    pub(crate) async fn commit_wait(&self, set: WriteSet) -> CommitResult {
+        let (answer, wait) = oneshot::channel();
+        self.commit(
+            set,
+            Box::new(move |result| {
+                // Nobody waits any more: the commit stands all the same.
+                let _ = answer.send(result);
+            }),
+        );
+        wait.await
+            .unwrap_or_else(|_| Err(CommitError::Unknown(StoreError::Closed)))
+    }
+
+    /// One consistent state, as of now.
+    pub(crate) fn view(&self) -> Result<View, StoreError> {
+        Ok(View::new(
+            self.kv.view()?,
+            self.exclusive_epoch(),
+            self.clock.now_epoch_ms(),
+        ))
+    }
+
+    pub(crate) fn next_incarnation(&self) -> Result<Incarnation, StoreError> {
+        self.kv.allocate(Counter::Incarnation).map(Incarnation)
+    }
+
+    pub(crate) fn next_token(&self) -> Result<FencingToken, StoreError> {
+        self.kv.allocate(Counter::FencingToken).map(FencingToken)
+    }
+
+    pub(crate) fn next_owner(&self) -> Result<OwnerNumber, StoreError> {
+        self.kv.allocate(Counter::Owner).map(OwnerNumber)
+    }
+
+    /// The epoch that this open raised.
+    pub(crate) fn epoch(&self) -> StoreEpoch {
+        StoreEpoch(self.kv.epoch())
+    }
+
+    /// The epoch, where an earlier one proves that its owners can no longer write.
+    pub(crate) fn exclusive_epoch(&self) -> Option<StoreEpoch> {
+        self.kv.exclusive().then(|| self.epoch())
+    }
+
+    /// The store's own random id.
+    pub(crate) fn store_id(&self) -> uuid::Uuid {
+        self.kv.store_id()
+    }
+
+    pub(crate) fn stats(&self) -> KvStats {
+        self.kv.stats()
+    }
+
+    /// Waits until everything committed is in the index. Blocks.
+    pub(crate) fn drain(&self) -> Result<(), StoreError> {
+        self.kv.drain()
+    }
+
+    /// Lets go of the store; when this returns, another open succeeds. Blocks. Idempotent.
+    pub(crate) fn close(&self) -> Result<(), StoreError> {
+        self.kv.close()
+    }
+}

@@ -1,0 +1,259 @@
+//! Lists: the narrowest index, the filter, and pages.
+
+use std::fmt::Write as _;
+
+use super::error::StoreError;
+use super::keys::Row;
+use super::read::{IdEntry, Index, View, index_of_originator};
+use crate::model::limits::{LIST_PAGE_MAX, SNAPSHOT_EVENTS};
+use crate::model::{
+    ObservedProcess, Page, PageCursor, ProcessEvent, ProcessHandleDescriptor, ProcessListFilter,
+    ProcessOriginator, ProcessWorkItem, ProcessWorkSnapshot, StatusFilter,
+};
+
+/// Most rows that one page looks at: a filter that admits little answers with a short page and a
+/// cursor instead of looking through the whole store.
+const ROWS_PER_PAGE_MAX: usize = 10_000;
+/// Rows that are fetched from an index at a time.
+const ROWS_PER_SCAN: usize = 256;
+/// Bytes of events that a snapshot reads of one process at the most.
+const SNAPSHOT_EVENT_BYTES_MAX: usize = 4 << 20;
+
+/// Why a list could not be made.
+#[derive(Debug)]
+pub(crate) enum QueryError {
+    /// The cursor does not belong to this list.
+    Cursor,
+    /// The store failed.
+    Store(StoreError),
+}
+
+impl From<StoreError> for QueryError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl View {
+    /// The narrowest index for a filter, within what `base` admits; `None` where nothing can be
+    /// listed.
+    fn index_for(
+        &self,
+        base: Option<Index>,
+        filter: &ProcessListFilter,
+    ) -> Result<Option<Index>, StoreError> {
+        if let Some(base) = base {
+            return Ok(Some(base));
+        }
+        if let Some(parent) = &filter.parent {
+            return Ok(self.id(parent)?.map(|entry| {
+                Index::ChildrenOf(match entry {
+                    IdEntry::Live(row) => row.incarnation,
+                    IdEntry::Pruned(tombstone) => tombstone.incarnation,
+                })
+            }));
+        }
+        if let Some(index) = filter
+            .originator_scope_id
+            .as_deref()
+            .and_then(ProcessOriginator::parse_scope_id)
+            .as_ref()
+            .and_then(index_of_originator)
+        {
+            return Ok(Some(index));
+        }
+        Ok(Some(match filter.status {
+            StatusFilter::Running => Index::Running,
+            StatusFilter::Completed
+            | StatusFilter::Failed
+            | StatusFilter::Cancelled
+            | StatusFilter::Abandoned
+            | StatusFilter::Terminal
+            | StatusFilter::Any => Index::Created,
+        }))
+    }
+
+    /// One page of a list.
+    pub(crate) fn list_page(
+        &self,
+        base: Option<Index>,
+        filter: &ProcessListFilter,
+        cursor: Option<&PageCursor>,
+        limit: usize,
+    ) -> Result<Page<ObservedProcess>, QueryError> {
+        let mut after = cursor.map(decode_cursor).transpose()?;
+        let mut items = Vec::new();
+        let Some(index) = self.index_for(base, filter)? else {
+            return Ok(Page { items, next: None });
+        };
+        if after.as_deref().is_some_and(|key| !index.contains(key)) {
+            return Err(QueryError::Cursor);
+        }
+        let mut looked_at = 0;
+        loop {
+            let fetch = ROWS_PER_SCAN.min(limit.saturating_mul(2).max(16));
+            let rows = self.rows(&index, after.as_deref(), fetch)?;
+            let exhausted = rows.len() < fetch;
+            for (key, row) in rows {
+                looked_at += 1;
+                after = Some(key.to_vec());
+                if let Some(process) = self.observe_if(row, filter)? {
+                    items.push(process);
+                    if items.len() == limit {
+                        return Ok(Page {
+                            items,
+                            next: after.as_deref().map(encode_cursor),
+                        });
+                    }
+                }
+            }
+            if exhausted {
+                return Ok(Page { items, next: None });
+            }
+            if looked_at >= ROWS_PER_PAGE_MAX {
+                return Ok(Page {
+                    items,
+                    next: after.as_deref().map(encode_cursor),
+                });
+            }
+        }
+    }
+
+    /// A whole list, from this one view.
+    pub(crate) fn list(
+        &self,
+        base: Option<&Index>,
+        filter: &ProcessListFilter,
+    ) -> Result<Vec<ObservedProcess>, QueryError> {
+        let mut all = Vec::new();
+        let mut cursor = None;
+        loop {
+            let page = self.list_page(base.cloned(), filter, cursor.as_ref(), LIST_PAGE_MAX)?;
+            all.extend(page.items);
+            match page.next {
+                Some(next) => cursor = Some(next),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// A process as observers see it, if a filter admits it.
+    fn observe_if(
+        &self,
+        row: Row,
+        filter: &ProcessListFilter,
+    ) -> Result<Option<ObservedProcess>, StoreError> {
+        let Some(summary) = self.summary(row)? else {
+            return Ok(None);
+        };
+        let process = self.observe(summary)?;
+        Ok(filter.admits(&process).then_some(process))
+    }
+
+    /// A process as observers see it.
+    pub(crate) fn observe_row(&self, row: Row) -> Result<Option<ObservedProcess>, StoreError> {
+        match self.summary(row)? {
+            Some(summary) => self.observe(summary).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The last events of a process.
+    pub(crate) fn last_events(
+        &self,
+        process: &ObservedProcess,
+        count: usize,
+    ) -> Result<Vec<ProcessEvent>, StoreError> {
+        let from = (process.last_sequence + 1)
+            .saturating_sub(count as u64)
+            .max(1);
+        self.events(
+            &process.process_id,
+            process.incarnation,
+            from,
+            count,
+            SNAPSHOT_EVENT_BYTES_MAX,
+        )
+    }
+
+    /// Everything that is granted to a session, or wakes it, newest change first.
+    pub(crate) fn snapshot(&self, session_id: &str) -> Result<ProcessWorkSnapshot, StoreError> {
+        let mut visible: Vec<(Row, ProcessHandleDescriptor)> = self
+            .grants_of_session(session_id)?
+            .into_iter()
+            .map(|(_, row, descriptor)| (row, descriptor))
+            .collect();
+        // A grant's descriptor goes before none: the sort is stable and grants came first. Of
+        // several frames' grants the root's comes first, by its key.
+        visible.extend(
+            self.watched_by_session(session_id)?
+                .into_iter()
+                .map(|(_, row)| (row, ProcessHandleDescriptor::default())),
+        );
+        visible.sort_by_key(|(row, _)| *row);
+        visible.dedup_by_key(|(row, _)| *row);
+        self.snapshot_of(session_id, visible)
+    }
+
+    /// A snapshot of these processes.
+    pub(crate) fn snapshot_of(
+        &self,
+        session_id: &str,
+        visible: Vec<(Row, ProcessHandleDescriptor)>,
+    ) -> Result<ProcessWorkSnapshot, StoreError> {
+        let mut found = Vec::with_capacity(visible.len());
+        for (row, descriptor) in visible {
+            if let Some(summary) = self.summary(row)? {
+                let position = summary.edges.feed_position;
+                found.push((position, self.observe(summary)?, descriptor));
+            }
+        }
+        found.sort_by(|a, b| b.0.cmp(&a.0));
+        let mut items = Vec::with_capacity(found.len());
+        for (_, process, descriptor) in found {
+            let events = self
+                .last_events(&process, SNAPSHOT_EVENTS)?
+                .into_iter()
+                .map(|event| event.observed())
+                .collect();
+            items.push(ProcessWorkItem {
+                kind: descriptor.kind.clone().or_else(|| process.kind.clone()),
+                label: descriptor.label.clone().or_else(|| process.label.clone()),
+                process,
+                descriptor,
+                events,
+            });
+        }
+        Ok(ProcessWorkSnapshot {
+            session_id: session_id.to_owned(),
+            visible_process_ids: items
+                .iter()
+                .map(|item| item.process.process_id.clone())
+                .collect(),
+            items,
+        })
+    }
+}
+
+fn encode_cursor(key: &[u8]) -> PageCursor {
+    let mut text = String::with_capacity(2 * key.len());
+    for byte in key {
+        // Writing into a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    PageCursor(text)
+}
+
+fn decode_cursor(cursor: &PageCursor) -> Result<Vec<u8>, QueryError> {
+    let text = &cursor.0;
+    if text.is_empty() || text.len() % 2 != 0 || text.len() > 4_096 || !text.is_ascii() {
+        return Err(QueryError::Cursor);
+    }
+    (0..text.len() / 2)
+        .map(|at| {
+            text.get(2 * at..2 * at + 2)
+                .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+                .ok_or(QueryError::Cursor)
+        })
+        .collect()
+}

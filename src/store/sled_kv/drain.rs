@@ -1,0 +1,233 @@
+//! The write-behind: moves what is committed from the overlay into the index, then trims the
+//! journal.
+//!
+//! A pass freezes the overlay's newest layer, waits until no view is older, and writes the layer.
+//! A crash before the low-water mark is durable makes the next open replay the journal from the
+//! old mark: every write of the pass comes again, and none does harm twice.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::super::error::StoreError;
+use super::super::locks::{lock, wait, wait_for};
+use super::events;
+use super::fault::Step;
+use super::index::{Home, Trees};
+use super::inner::{Inner, tally};
+use super::meta::LowWater;
+use super::overlay::{Layer, Slot};
+
+/// Index writes between two looks at whether to stop.
+const SLICE_KEYS: usize = 128;
+/// Chunks of erased logs that one pass removes.
+const ERASE_CHUNKS_MAX: usize = 512;
+/// Longest wait for a view before its age is looked at again: the clock may be a test's.
+const VIEW_WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// The thread's body.
+pub(super) fn run(inner: &Inner) {
+    while wait_for_work(inner) {
+        if let Err(error) = pass(inner) {
+            inner.poison(error);
+            return;
+        }
+    }
+}
+
+/// Whether there is a pass to make; not, once the store stops or has failed.
+fn wait_for_work(inner: &Inner) -> bool {
+    let mut pending_since = None;
+    let mut state = lock(&inner.state);
+    loop {
+        if state.stop || inner.has_failed() {
+            return false;
+        }
+        if state.is_drained() {
+            state.drain_parked = true;
+            state = wait(&inner.changed, state);
+            state.drain_parked = false;
+            continue;
+        }
+        let now = inner.now();
+        let since = *pending_since.get_or_insert(now);
+        let rest = inner
+            .options
+            .bounds
+            .drain_interval
+            .saturating_sub(now.saturating_sub(since));
+        if rest.is_zero() || inner.is_urgent(&state) {
+            return true;
+        }
+        state = wait_for(&inner.changed, state, rest);
+    }
+}
+
+fn pass(inner: &Inner) -> Result<(), StoreError> {
+    let (layer, mark) = freeze(inner);
+    inner.step(Step::DrainFrozen)?;
+    wait_for_views(inner, mark.commit)?;
+    write_keys(inner, &layer)?;
+    write_events(inner, &layer)?;
+    // After the events: once a log is queued for erasure, nothing of it is written any more.
+    for incarnation in &layer.erased {
+        inner.index.with(|trees| trees.add_garbage(*incarnation))?;
+    }
+    let erased = erase_logs(inner)?;
+    inner.step(Step::DrainWritten)?;
+    inner.queue.sync(inner)?;
+    inner.step(Step::DrainSynced)?;
+    inner.index.with(|trees| {
+        // Only now: had the entry gone before its chunks, a crash would leave them for good.
+        for incarnation in &erased {
+            trees.remove_garbage(*incarnation)?;
+        }
+        mark.save(&trees.meta)
+    })?;
+    inner.step(Step::DrainMarked)?;
+    // Before any slot is used again: a crash must not find the old mark and new entries in them.
+    inner.queue.sync(inner)?;
+    inner.step(Step::DrainTrimmed)?;
+    inner.slots.free_below(mark.sequence);
+    let has_garbage = inner.index.with(|trees| trees.next_garbage(0))?.is_some();
+    let mut state = lock(&inner.state);
+    state.frozen = None;
+    state.low_water = mark;
+    state.has_garbage = has_garbage;
+    inner.measure_overlay(&state);
+    drop(state);
+    inner.changed.notify_all();
+    inner.queue.wake_all();
+    Ok(())
+}
+
+fn freeze(inner: &Inner) -> (Arc<Layer>, LowWater) {
+    let mut state = lock(&inner.state);
+    let layer = Arc::new(std::mem::take(&mut state.active));
+    state.frozen = Some(Arc::clone(&layer));
+    let mark = LowWater {
+        sequence: state.journal_next,
+        commit: state.commit,
+        next_position: state.next_position,
+    };
+    (layer, mark)
+}
+
+/// Waits until every view sees the frozen layer. A view that is too old is told so instead.
+fn wait_for_views(inner: &Inner, commit: u64) -> Result<(), StoreError> {
+    let age_max = inner.options.bounds.view_age_max;
+    let mut state = lock(&inner.state);
+    loop {
+        inner.check()?;
+        if state.stop {
+            return Err(StoreError::Closed);
+        }
+        let oldest = state
+            .views
+            .first_key_value()
+            .filter(|(_, pin)| pin.commit < commit)
+            .map(|(number, pin)| (*number, Arc::clone(pin)));
+        let Some((number, pin)) = oldest else {
+            return Ok(());
+        };
+        let rest = age_max.saturating_sub(inner.now().saturating_sub(pin.opened_at));
+        if rest.is_zero() {
+            pin.expired.store(true, Ordering::SeqCst);
+            state.views.remove(&number);
+            continue;
+        }
+        state.views_awaited = true;
+        state = wait_for(&inner.changed, state, rest.min(VIEW_WAIT_MAX));
+        state.views_awaited = false;
+    }
+}
+
+/// Between slices of work: makes room for the committer, and ends early when told to.
+fn end_slice(inner: &Inner, keys_written: u64) -> Result<(), StoreError> {
+    tally(&inner.tallies.index_keys_written, keys_written);
+    inner.step(Step::DrainSlice)?;
+    inner.check()?;
+    if lock(&inner.state).stop {
+        return Err(StoreError::Closed);
+    }
+    std::thread::yield_now();
+    Ok(())
+}
+
+fn write_keys(inner: &Inner, layer: &Layer) -> Result<(), StoreError> {
+    let mut changes = layer.keys.iter().peekable();
+    while changes.peek().is_some() {
+        let written = inner.index.with(|trees| {
+            let mut written = 0;
+            for (key, slot) in changes.by_ref().take(SLICE_KEYS) {
+                write_key(trees, key, slot)?;
+                written += 1;
+            }
+            Ok(written)
+        })?;
+        end_slice(inner, written)?;
+    }
+    Ok(())
+}
+
+fn write_key(trees: &Trees, key: &[u8], slot: &Slot) -> Result<(), StoreError> {
+    match slot {
+        Slot::Put(value) => trees.put(Home::Keys, key, value),
+        Slot::Once(value) => trees.put_new(key, value),
+        Slot::Gone => trees.delete(Home::Keys, key),
+    }
+}
+
+fn write_events(inner: &Inner, layer: &Layer) -> Result<(), StoreError> {
+    let mut pending = layer.events.iter().peekable();
+    let mut written = 0;
+    let mut run: Vec<(u64, Bytes)> = Vec::new();
+    while let Some(((incarnation, sequence), value)) = pending.next() {
+        run.push((*sequence, value.clone()));
+        let continues = pending
+            .peek()
+            .is_some_and(|((next, _), _)| next == incarnation);
+        if continues && run.len() < SLICE_KEYS {
+            continue;
+        }
+        written += inner
+            .index
+            .with(|trees| events::append(trees, *incarnation, &run))?;
+        run.clear();
+        if written >= 32 {
+            end_slice(inner, std::mem::take(&mut written))?;
+        }
+    }
+    end_slice(inner, written)
+}
+
+/// Removes chunks of erased logs, up to a bound, and returns the logs that are gone. A crash
+/// leaves the rest of a log, and its entry in the queue, to the next open.
+fn erase_logs(inner: &Inner) -> Result<Vec<u64>, StoreError> {
+    let mut gone = Vec::new();
+    let mut budget = ERASE_CHUNKS_MAX;
+    let mut from = 0;
+    while budget > 0 {
+        let Some(incarnation) = inner.index.with(|trees| trees.next_garbage(from))? else {
+            break;
+        };
+        let slice = budget.min(SLICE_KEYS);
+        let erased = inner
+            .index
+            .with(|trees| trees.erase_chunks(incarnation, slice))?;
+        inner.step(Step::DrainErased)?;
+        if erased < slice {
+            gone.push(incarnation);
+            let Some(next) = incarnation.checked_add(1) else {
+                break;
+            };
+            from = next;
+        }
+        // A log costs its entry in the queue, even if it has no chunk left.
+        budget = budget.saturating_sub(erased.max(1));
+        end_slice(inner, 0)?;
+    }
+    Ok(gone)
+}

@@ -1,0 +1,81 @@
+//! Where a test can make the store fail or stop as if killed. Nothing outside of tests.
+
+use std::fmt;
+
+use super::super::error::StoreError;
+
+/// The steps between which a crash must do no harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Step {
+    /// Open: sled is open, nothing of ours is written.
+    OpenStarted,
+    /// Open: the journal is replayed, an unfinished last group emptied.
+    OpenReplayed,
+    /// Open: the epoch is raised, not yet synced.
+    OpenRaised,
+    /// Commit: before each journal entry.
+    CommitEntry,
+    /// Commit: entries written, not flushed.
+    CommitFlush,
+    /// Commit: flushed, not synced.
+    CommitSync,
+    /// Commit: durable, not visible.
+    CommitPublish,
+    /// Write-behind: a layer is frozen.
+    DrainFrozen,
+    /// Write-behind: after each slice of index writes.
+    DrainSlice,
+    /// Write-behind: after a slice of an erasure.
+    DrainErased,
+    /// Write-behind: the layer is written, not synced.
+    DrainWritten,
+    /// Write-behind: synced, the low-water mark not advanced.
+    DrainSynced,
+    /// Write-behind: the mark advanced, not synced.
+    DrainMarked,
+    /// Write-behind: the mark synced, the slots not freed.
+    DrainTrimmed,
+}
+
+#[cfg(test)]
+type Hook = dyn Fn(Step, &sled::Db) -> Result<(), StoreError> + Send + Sync;
+
+/// What a test does at each step.
+#[derive(Clone, Default)]
+pub(super) struct Faults {
+    #[cfg(test)]
+    hook: Option<std::sync::Arc<Hook>>,
+}
+
+impl Faults {
+    /// Calls `hook` at every step; its error is taken for the step's.
+    #[cfg(test)]
+    pub(super) fn new(
+        hook: impl Fn(Step, &sled::Db) -> Result<(), StoreError> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            hook: Some(std::sync::Arc::new(hook)),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn at(&self, step: Step, db: &sled::Db) -> Result<(), StoreError> {
+        self.hook.as_ref().map_or(Ok(()), |hook| hook(step, db))
+    }
+
+    #[cfg(not(test))]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "a test's hook"
+    )]
+    pub(super) fn at(&self, _step: Step, _db: &sled::Db) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Faults")
+    }
+}
