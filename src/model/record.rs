@@ -76,7 +76,8 @@ pub(crate) struct RegistrationFacts {
     pub(crate) engine_event_types: Vec<ProcessEventType>,
 }
 
-/// The hash of everything a start says, but for the grant.
+/// The hash of everything a start says, but for the grant. The request has been checked: a deep one
+/// would overflow the stack here.
 pub(crate) fn start_hash(
     request: &ProcessStartRequest,
     parent: Option<&ProcessParent>,
@@ -271,6 +272,13 @@ impl ProcessState {
     pub(crate) fn terminal(&self) -> Option<TerminalState> {
         self.status.terminal()
     }
+
+    /// Where an open wait stands among the open ones.
+    pub(crate) fn open_wait(&self, signal_name: &str, number: u64) -> Option<usize> {
+        self.waits
+            .iter()
+            .position(|wait| wait.signal_name == signal_name && wait.number == number)
+    }
 }
 
 /// The fold of a process's registration and log: what is true of it. It holds nothing that an
@@ -341,7 +349,11 @@ pub struct ProcessRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_pause: Option<RetryPause>,
     /// What it is called elsewhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "json::present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub external_ref: Option<Value>,
     /// Running, or how it ended.
     pub status: ProcessStatus,
