@@ -15,6 +15,8 @@ pub(crate) mod event_type;
 pub(crate) mod filter;
 mod finish;
 pub(crate) mod fold;
+#[cfg(test)]
+mod fold_tests;
 pub(crate) mod ids;
 pub(crate) mod json;
 pub(crate) mod lease;
@@ -23,6 +25,8 @@ pub(crate) mod observed;
 pub(crate) mod output;
 pub(crate) mod record;
 pub(crate) mod recovery;
+#[cfg(test)]
+mod recovery_tests;
 pub(crate) mod request;
 pub(crate) mod retention;
 mod retry;
