@@ -107,7 +107,8 @@ impl<'de> Deserialize<'de> for ContentHash {
 
 fn parse_hex(text: &str) -> Option<ContentHash> {
     let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
+    // Every byte: the standard parser would take a sign for a digit.
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     for (at, byte) in bytes.iter_mut().enumerate() {
@@ -214,6 +215,14 @@ pub(crate) fn dismantle(value: Value) {
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
     }
+}
+
+/// Reads a field that is absent or any JSON, so that a `null` that was given stays one: serde's own
+/// reading of an `Option` makes it absent.
+pub(crate) fn present<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 /// Parses canonical bytes that were checked when they were written.

@@ -3,14 +3,20 @@
 //! Nothing here is async, reads a clock, draws a random number or touches storage. A decision is a
 //! function of (state, command, facts) that returns data.
 
+pub(crate) mod append;
 pub(crate) mod decide;
+#[cfg(test)]
+mod decide_tests;
 pub(crate) mod duration;
 pub(crate) mod effect;
 pub(crate) mod error;
 pub(crate) mod event;
 pub(crate) mod event_type;
 pub(crate) mod filter;
+mod finish;
 pub(crate) mod fold;
+#[cfg(test)]
+mod fold_tests;
 pub(crate) mod ids;
 pub(crate) mod json;
 pub(crate) mod lease;
@@ -19,10 +25,15 @@ pub(crate) mod observed;
 pub(crate) mod output;
 pub(crate) mod record;
 pub(crate) mod recovery;
+#[cfg(test)]
+mod recovery_tests;
 pub(crate) mod request;
 pub(crate) mod retention;
+mod retry;
 pub(crate) mod scope;
 pub(crate) mod selector;
+#[cfg(test)]
+mod testing;
 
 pub use effect::{EffectKey, ExecutionScope};
 pub use error::{Error, Result};
