@@ -1,8 +1,12 @@
 //! The contract of an engine: what executes processes, and what it may ask of the runtime.
 
+#[cfg(all(feature = "command", unix, not(target_os = "openbsd")))]
+mod command;
 mod context;
 mod failure;
 
+#[cfg(all(feature = "command", unix, not(target_os = "openbsd")))]
+pub use command::{CommandEngine, SurvivorPolicy};
 pub use context::{CancelReason, ProcessContext};
 pub(crate) use context::{CancelSignal, ExecutionPort};
 pub use failure::{EngineFailure, EngineResult, PayloadProblem};
