@@ -7,6 +7,8 @@ mod procfs;
 mod spawn;
 mod spec;
 mod survivors;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
