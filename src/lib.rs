@@ -9,4 +9,6 @@ mod store;
 pub use engines::{
     CancelReason, EngineFailure, EngineResult, PayloadProblem, ProcessContext, ProcessEngine,
 };
+#[cfg(all(feature = "command", unix, not(target_os = "openbsd")))]
+pub use engines::{CommandEngine, SurvivorPolicy};
 pub use model::*;
