@@ -126,7 +126,12 @@ impl Actor for Dispatcher {
                 }
             }
             DispatchMsg::Resume { kind, grant } => {
-                state.kinds.entry(kind).or_default().resuming.push_back(grant);
+                state
+                    .kinds
+                    .entry(kind)
+                    .or_default()
+                    .resuming
+                    .push_back(grant);
             }
             DispatchMsg::Wake => state.wake(&myself),
             DispatchMsg::Stop => {
@@ -200,9 +205,7 @@ impl DispatcherState {
     /// Hands out every slot that somebody can use.
     fn dispatch(&mut self, myself: &ActorRef<DispatchMsg>) {
         while self.running < self.shared.config.slots {
-            let free = |name: &Arc<str>, kind: &Kind| {
-                kind.running < self.shared.slots_of(name)
-            };
+            let free = |name: &Arc<str>, kind: &Kind| kind.running < self.shared.slots_of(name);
             // Waiting attempts first: they hold memory, a lease and a caller's patience.
             let resuming = self
                 .kinds

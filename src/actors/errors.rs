@@ -23,6 +23,7 @@ impl From<StoreError> for Error {
                 what: format!("reservation of {counter}"),
                 limit: 65_536,
             },
+            StoreError::Invalid { what } => Self::invalid("store", what, "see the builder"),
             StoreError::Closed => Self::ShuttingDown,
         }
     }

@@ -89,14 +89,18 @@ impl Hub {
     pub(crate) fn nudge(&self, incarnation: Incarnation) {
         self.changed();
         if let Some(channel) = self.logs.get(&incarnation) {
-            channel.progress.send_modify(|progress| progress.nudges += 1);
+            channel
+                .progress
+                .send_modify(|progress| progress.nudges += 1);
         }
     }
 
     /// Tells every listener to look at the store, or to find that it is closed.
     pub(crate) fn nudge_all(&self) {
         for channel in &self.logs {
-            channel.progress.send_modify(|progress| progress.nudges += 1);
+            channel
+                .progress
+                .send_modify(|progress| progress.nudges += 1);
         }
         for scope in &self.scopes {
             scope.send_modify(|version| *version += 1);
@@ -311,11 +315,22 @@ mod tests {
             hub.publish(Incarnation(1), &[event(sequence)], false);
         }
         assert_eq!(listener.seen().last_sequence, 300);
-        assert_eq!(sequences(listener.tail_after(297, 9)), Some(vec![298, 299, 300]));
-        assert_eq!(sequences(listener.tail_after(43, 9)), None, "fell out of the tail");
+        assert_eq!(
+            sequences(listener.tail_after(297, 9)),
+            Some(vec![298, 299, 300])
+        );
+        assert_eq!(
+            sequences(listener.tail_after(43, 9)),
+            None,
+            "fell out of the tail"
+        );
         assert_eq!(sequences(listener.tail_after(300, 9)), None);
         hub.publish(Incarnation(1), &[event(302)], false);
-        assert_eq!(sequences(listener.tail_after(299, 9)), None, "a gap is never bridged");
+        assert_eq!(
+            sequences(listener.tail_after(299, 9)),
+            None,
+            "a gap is never bridged"
+        );
     }
 
     #[test]

@@ -17,7 +17,10 @@ const IN_FLIGHT: usize = 8;
 
 impl Shared {
     /// Deletes what has ended before a cutoff. Restartable at any point.
-    pub(crate) async fn prune(self: &Arc<Self>, cutoff_epoch_ms: u64) -> Result<ProcessPruneReport> {
+    pub(crate) async fn prune(
+        self: &Arc<Self>,
+        cutoff_epoch_ms: u64,
+    ) -> Result<ProcessPruneReport> {
         if self.is_shutting_down() {
             return Err(Error::ShuttingDown);
         }
@@ -37,8 +40,12 @@ impl Shared {
                 None => break,
             }
         }
-        tracing::info!(processes = report.pruned_processes, events = report.pruned_events,
-            bytes = report.bytes, "pruned");
+        tracing::info!(
+            processes = report.pruned_processes,
+            events = report.pruned_events,
+            bytes = report.bytes,
+            "pruned"
+        );
         Ok(report)
     }
 

@@ -8,8 +8,8 @@ use super::runtime::Shared;
 use crate::model::limits::EVENTS_PAGE_MAX;
 use crate::model::{
     CompletionAuthority, Error, Incarnation, ObservedProcess, Page, PageRequest,
-    ProcessAwaitOutput, ProcessCancelSummary, ProcessEvent, ProcessListFilter,
-    ProcessRecord, ProcessStatus, ProcessWorkSnapshot, QueuedReason, Result, SessionScope, ids,
+    ProcessAwaitOutput, ProcessCancelSummary, ProcessEvent, ProcessListFilter, ProcessRecord,
+    ProcessStatus, ProcessWorkSnapshot, QueuedReason, Result, SessionScope, ids,
 };
 use crate::store::keys::Row;
 use crate::store::read::{IdEntry, Index, LoadedProcess, View};
@@ -228,8 +228,7 @@ impl Shared {
             let mut events: Vec<ProcessEvent> = Vec::new();
             let mut after = after_sequence;
             while after < last {
-                let page =
-                    shared.events_page(&id, row.incarnation, after, EVENTS_PAGE_MAX)?;
+                let page = shared.events_page(&id, row.incarnation, after, EVENTS_PAGE_MAX)?;
                 let Some(newest) = page.last().map(|event| event.sequence) else {
                     // Pruned while it was read.
                     shared.row_of(&shared.view()?, &id)?;
@@ -244,11 +243,7 @@ impl Shared {
     }
 
     /// Looks for the outcome of an incarnation.
-    pub(crate) fn outcome(
-        &self,
-        id: &str,
-        row: Row,
-    ) -> Result<Option<ProcessAwaitOutput>> {
+    pub(crate) fn outcome(&self, id: &str, row: Row) -> Result<Option<ProcessAwaitOutput>> {
         let view = self.view()?;
         let Some(front) = view.front(row)? else {
             let gone = view.tombstone(row.incarnation)?;
@@ -370,7 +365,6 @@ impl Shared {
                 what: format!("environment {hash}: {error}"),
             })
     }
-
 }
 
 fn unexpected(id: &str) -> Error {

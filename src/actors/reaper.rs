@@ -182,9 +182,14 @@ impl ReaperState {
             let report = Sweep::new(&shared).run().await;
             match &report {
                 Ok(report) if report.examined > report.left => {
-                    info!(examined = report.examined, queued = report.queued,
-                        abandoned = report.abandoned, cancelled = report.cancelled,
-                        failed = report.failed, "recovery sweep");
+                    info!(
+                        examined = report.examined,
+                        queued = report.queued,
+                        abandoned = report.abandoned,
+                        cancelled = report.cancelled,
+                        failed = report.failed,
+                        "recovery sweep"
+                    );
                 }
                 Ok(_) => {}
                 Err(error) => warn!(%error, "recovery sweep failed"),
@@ -381,10 +386,7 @@ impl<'a> Sweep<'a> {
             let shared = Arc::clone(self.shared);
             let id = task.id.clone();
             // Sent one after the other and awaited together: they share syncs.
-            commits.push((
-                id,
-                tokio::spawn(async move { settle(&shared, task).await }),
-            ));
+            commits.push((id, tokio::spawn(async move { settle(&shared, task).await })));
         }
         for (id, commit) in commits {
             match commit.await {
@@ -523,7 +525,10 @@ fn outcome_of(
     Ok(match action {
         RecoveryAction::Abandon { writer, proof } => {
             let owner = match loaded.edges.lease {
-                Some(lease) => shared.view()?.owner(lease.owner)?.map(|record| record.owner),
+                Some(lease) => shared
+                    .view()?
+                    .owner(lease.owner)?
+                    .map(|record| record.owner),
                 None => None,
             };
             let evidence = AbandonEvidence {

@@ -236,13 +236,7 @@ fn send_transfer(
 ) {
     let (answer, answered) = oneshot::channel();
     let retry = Arc::clone(shared);
-    send(
-        shared,
-        plan,
-        vec![from.clone(), to.clone()],
-        named,
-        answer,
-    );
+    send(shared, plan, vec![from.clone(), to.clone()], named, answer);
     tokio::spawn(async move {
         let mut result = answered.await.unwrap_or(Err(Error::ShuttingDown));
         if matches!(result, Err(Error::NotGranted { ref scope, .. }) if scope.is_empty()) {

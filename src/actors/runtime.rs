@@ -309,10 +309,7 @@ impl Shared {
         u64::try_from(self.monotonic().as_millis()).unwrap_or(u64::MAX)
     }
 
-    async fn activate(
-        self: &Arc<Self>,
-        id: &str,
-    ) -> Result<(ActorRef<ProcessMsg>, Incarnation)> {
+    async fn activate(self: &Arc<Self>, id: &str) -> Result<(ActorRef<ProcessMsg>, Incarnation)> {
         let view = self.store.view()?;
         let loaded = match view.id(id)? {
             Some(IdEntry::Live(row)) => view.load(row)?,
@@ -414,6 +411,19 @@ impl Shared {
         if let Ok(all) = self.commands.acquire_many(all).await {
             all.forget();
         }
+    }
+
+    /// Records an effect's outcome.
+    pub(crate) async fn record_effect(
+        &self,
+        process_id: &str,
+        set: crate::store::write_set::WriteSet,
+    ) -> Result<()> {
+        self.store
+            .commit_wait(set)
+            .await
+            .map(drop)
+            .map_err(|error| super::errors::commit_error(process_id, error))
     }
 
     /// Sends a command to a process and waits for its answer.

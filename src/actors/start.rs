@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use super::errors::commit_error;
 use super::runtime::{ChildOf, Shared};
-use crate::model::record::{
-    ProcessState, Registration, RegistrationFacts, start_hash,
-};
+use crate::model::record::{ProcessState, Registration, RegistrationFacts, start_hash};
 use crate::model::{
     ContentHash, Error, ProcessInput, ProcessParent, ProcessRecord, ProcessStartRequest,
     RecoveryDisposition, Result, SessionScope, ids,
@@ -22,8 +20,9 @@ const TRIES_MAX: u32 = 8;
 /// Who starts, beside what the request says.
 #[derive(Debug, Default)]
 pub(crate) struct StartAs {
-    /// The session that starts it: must hold the process where it exists already.
-    pub(crate) session: Option<SessionScope>,
+    /// The scopes of the session that starts it, one of which must hold the process where it
+    /// exists already; empty for the host.
+    pub(crate) session: Vec<SessionScope>,
     /// The parent's own side of it.
     pub(crate) parent: Option<ProcessParent>,
     /// What must hold of the parent inside the commit.
@@ -113,13 +112,14 @@ impl Shared {
             Some(IdEntry::Live(row)) => row,
             Some(IdEntry::Pruned(tombstone)) if tombstone.registration_hash == hash => {
                 // G1: to a session a pruned process looks like one that never was.
-                return Err(match start_as.session {
-                    Some(_) => Error::unknown(id),
-                    None => Error::NoLongerRetained {
+                return Err(if start_as.session.is_empty() {
+                    Error::NoLongerRetained {
                         process_id: id.to_owned(),
                         status: tombstone.status,
                         pruned_at: tombstone.pruned_at_ms,
-                    },
+                    }
+                } else {
+                    Error::unknown(id)
                 });
             }
             Some(IdEntry::Pruned(_)) => return Ok(None),
@@ -138,9 +138,11 @@ impl Shared {
                 what: "the id".to_owned(),
             });
         }
-        if let Some(session) = &start_as.session
-            && view.grant(session, row)?.is_none()
-        {
+        let mut held = start_as.session.is_empty();
+        for scope in &start_as.session {
+            held |= view.grant(scope, row)?.is_some();
+        }
+        if !held {
             return Err(Error::unknown(id));
         }
         Ok(Some(ProcessRecord::assemble(&registration, &state)))
@@ -204,7 +206,7 @@ impl Shared {
         request.id = child_id(&child);
         let row = Row::of(&child.parent);
         let start_as = StartAs {
-            session: None,
+            session: Vec::new(),
             parent: Some(ProcessParent {
                 process_id: child.parent.id.clone(),
                 incarnation: child.parent.incarnation,
@@ -289,9 +291,9 @@ fn input_bytes(request: &ProcessStartRequest) -> usize {
                 .iter()
                 .map(|(key, value)| key.len() + rough(value))
                 .sum(),
-            serde_json::Value::Null
-            | serde_json::Value::Bool(_)
-            | serde_json::Value::Number(_) => 8,
+            serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
+                8
+            }
         }
     }
     match &request.input {

@@ -62,6 +62,15 @@ impl PreparedEvent {
     pub(crate) fn bytes(&self) -> usize {
         self.canonical.len()
     }
+
+    /// Everything that it says, as JSON.
+    pub(crate) fn content(&self) -> serde_json::Value {
+        serde_json::json!({
+            "event_type": self.event_type,
+            "payload": self.payload,
+            "wake_target_scope": self.wake_target,
+        })
+    }
 }
 
 /// Checks an event as far as that goes without its process. The costly part, on the caller's task.

@@ -6,12 +6,12 @@
 use bytes::Bytes;
 use serde_json::Value;
 
+#[cfg(test)]
+pub(crate) use super::append::check_signal;
 pub(crate) use super::append::{
     CheckedEvent, PreparedEvent, ReplayKey, Replayed, WakeDraft, check_event, check_prepared,
     prepare_event, prepare_signal,
 };
-#[cfg(test)]
-pub(crate) use super::append::check_signal;
 use super::error::{Error, Result, clip};
 use super::event::{
     CompletionAuthority, EventBody, RuntimeEvent, StartReason, TerminalAuthority, WaitResult,

@@ -359,7 +359,11 @@ mod tests {
             "properties": { "percent": { "type": "integer", "maximum": 100 } },
         }));
         assert!(kind.check().is_ok());
-        assert!(SchemaSet::default().check("p", &kind, &json!({ "percent": 100 })).is_ok());
+        assert!(
+            SchemaSet::default()
+                .check("p", &kind, &json!({ "percent": 100 }))
+                .is_ok()
+        );
         match SchemaSet::default().check("p", &kind, &json!({ "percent": 101 })) {
             Err(Error::InvalidPayload {
                 path, event_type, ..

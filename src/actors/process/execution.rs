@@ -211,15 +211,15 @@ impl Drop for Execution {
 /// Runs an engine so that its panic is a failure and nothing more.
 async fn contained(run: impl Future<Output = EngineResult>) -> EngineResult {
     let mut run = pin!(run);
-    poll_fn(move |cx| {
-        match catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(cx))) {
+    poll_fn(
+        move |cx| match catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(cx))) {
             Ok(poll) => poll,
             Err(panic) => {
                 let mut failure = EngineFailure::new("engine_panicked", panic_text(&*panic));
                 failure.class = FailureClass::Internal;
                 Poll::Ready(Err(failure))
             }
-        }
-    })
+        },
+    )
     .await
 }

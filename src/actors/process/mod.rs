@@ -14,7 +14,9 @@ mod port;
 mod state;
 mod waits;
 
-pub(crate) use messages::{Answer, CommandCall, HostCommand, ProcessMsg, ShutdownOutcome};
+pub(crate) use messages::{
+    Answer, CommandCall, CommandReply, HostCommand, ProcessMsg, ShutdownOutcome,
+};
 pub(crate) use state::Activation;
 
 use std::panic::AssertUnwindSafe;

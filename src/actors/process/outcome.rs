@@ -452,7 +452,12 @@ impl Process {
             Ok(_) => ProcessAwaitOutput::Success { value },
             Err(error) => {
                 json::dismantle(value);
-                failure_output(FailureClass::Internal, "output_refused", &error.to_string(), None)
+                failure_output(
+                    FailureClass::Internal,
+                    "output_refused",
+                    &error.to_string(),
+                    None,
+                )
             }
         }
     }
@@ -460,11 +465,9 @@ impl Process {
     fn failed(&self, reason: Option<CancelReason>, failure: EngineFailure) -> Ending {
         if let Some(told) = failure.cancelled {
             // What was really asked for counts, not what the engine makes of it.
-            let reason = if told == CancelReason::LeaseLost {
-                Some(told)
-            } else {
-                reason
-            };
+            if told == CancelReason::LeaseLost {
+                return Ending::Lost;
+            }
             if reason.is_some() {
                 return self.stopped(reason, false, failure.raw);
             }
@@ -494,15 +497,16 @@ impl Process {
                 retry_at_ms: self.shared.now_ms().saturating_add(wait),
             };
         }
-        let raw = failure.raw.and_then(|raw| {
-            match json::bounded_bytes("raw", &raw, PAYLOAD_BYTES_MAX) {
-                Ok(_) => Some(raw),
-                Err(_) => {
-                    json::dismantle(raw);
-                    None
-                }
-            }
-        });
+        let raw =
+            failure.raw.and_then(
+                |raw| match json::bounded_bytes("raw", &raw, PAYLOAD_BYTES_MAX) {
+                    Ok(_) => Some(raw),
+                    Err(_) => {
+                        json::dismantle(raw);
+                        None
+                    }
+                },
+            );
         Ending::Outcome(failure_output(failure.class, code, message, raw))
     }
 
@@ -562,8 +566,7 @@ impl Process {
             outcome = ?self.durable.terminal(), "attempt ended");
         self.drop_execution(token);
         if let Some(pause) = &self.durable.retry_pause {
-            self.shared
-                .enqueue(&self.registration, pause.retry_at_ms);
+            self.shared.enqueue(&self.registration, pause.retry_at_ms);
         }
     }
 

@@ -260,15 +260,13 @@ impl Process {
         }
         work.tries += 1;
         let answer = match self.decision(&work) {
-            Ok(Decision::Commit { events, lease }) => {
-                match self.send(work, events, &lease) {
-                    Ok(()) => return,
-                    Err((work, error)) => {
-                        self.answer(work, Err(error));
-                        return;
-                    }
+            Ok(Decision::Commit { events, lease }) => match self.send(work, events, &lease) {
+                Ok(()) => return,
+                Err((work, error)) => {
+                    self.answer(work, Err(error));
+                    return;
                 }
-            }
+            },
             Ok(Decision::Replayed { sequence }) => self.event_at(sequence).map(Answer::Event),
             Ok(Decision::Unchanged) => Ok(Answer::Status(Arc::clone(&self.state.status))),
             Err(error) => Err(error),
@@ -351,7 +349,10 @@ impl Process {
             .next()
             .map(Arc::new)
             .ok_or_else(|| Error::Corrupted {
-                what: format!("event {sequence} of process {} is gone", self.registration.id),
+                what: format!(
+                    "event {sequence} of process {} is gone",
+                    self.registration.id
+                ),
             })
     }
 
@@ -366,7 +367,10 @@ impl Process {
         let mut after = self.state.clone();
         if let Err(error) = apply_drafts(&self.registration, &mut after, &drafts, at_ms) {
             // P4: the decision was wrong about the state, so it changes nothing.
-            return Err((work, Error::invalid("command", error.to_string(), "legal in this state")));
+            return Err((
+                work,
+                Error::invalid("command", error.to_string(), "legal in this state"),
+            ));
         }
         let owner = self.owner_of(&work);
         let write = match writes::append(&self.registration, &drafts, &after, change, owner, at_ms)
@@ -404,9 +408,9 @@ impl Process {
             | Purpose::Emit { .. }
             | Purpose::WaitBegun { .. }
             | Purpose::WaitEnded { .. }
-            | Purpose::Settle { .. } => {
-                self.lease.map_or(OwnerNumber::default(), |lease| lease.owner)
-            }
+            | Purpose::Settle { .. } => self
+                .lease
+                .map_or(OwnerNumber::default(), |lease| lease.owner),
         }
     }
 
@@ -456,8 +460,7 @@ impl Process {
                 }
             }
             Command::Finish {
-                finisher:
-                    Finisher::Authority(CompletionAuthority::ExternalOwner { granted_to }),
+                finisher: Finisher::Authority(CompletionAuthority::ExternalOwner { granted_to }),
                 ..
             } => conditions.push(Condition::Granted {
                 row,
@@ -509,7 +512,10 @@ impl Process {
     }
 
     /// Sends a set, decided on everything that is in flight.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the flight it becomes")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of the flight it becomes"
+    )]
     fn submit(
         &mut self,
         work: Work,
@@ -665,7 +671,8 @@ impl Process {
         } = flight;
         self.refused_work(work, error, releases);
         // What was decided on it was decided on what did not happen.
-        self.backlog.extend(behind.into_iter().map(|(work, _)| work));
+        self.backlog
+            .extend(behind.into_iter().map(|(work, _)| work));
     }
 
     fn refused_work(&mut self, work: Work, error: CommitError, releases: bool) {
@@ -722,8 +729,7 @@ impl Process {
             }
             (CommitError::Refused(Refusal::NotGranted), None) => match &work.command {
                 Command::Finish {
-                    finisher:
-                        Finisher::Authority(CompletionAuthority::ExternalOwner { granted_to }),
+                    finisher: Finisher::Authority(CompletionAuthority::ExternalOwner { granted_to }),
                     ..
                 } => crate::actors::errors::not_granted(
                     granted_to,
@@ -756,7 +762,11 @@ impl Process {
     }
 
     fn reload_from_store(&mut self) {
-        let loaded = self.shared.store.view().and_then(|view| view.load(self.row));
+        let loaded = self
+            .shared
+            .store
+            .view()
+            .and_then(|view| view.load(self.row));
         match loaded {
             Ok(Some(loaded)) => {
                 self.durable = loaded.state;

@@ -197,9 +197,7 @@ impl Waits {
 
     /// Whether the engine waits for something that has not come.
     pub(super) fn is_waiting(&self) -> bool {
-        self.open
-            .values()
-            .any(|wait| wait.phase == Phase::Begun)
+        self.open.values().any(|wait| wait.phase == Phase::Begun)
     }
 
     /// Waits that have ended and whose engine has not been told.
