@@ -601,7 +601,7 @@ impl Model {
                     let key = Bytes::from(format!("once{number:08}"));
                     Op::Delete { key }
                 }
-                8 if random.below(20) == 0 => {
+                8 if random.below(4) == 0 => {
                     self.erased += 1;
                     Op::EraseLog {
                         incarnation: self.erased,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub(super) const COUNTER_BLOCK: u64 = 65_536;
 
 #[derive(Debug)]
 pub(super) struct Inner {
+    pub(super) path: PathBuf,
     pub(super) options: Options,
     pub(super) index: Index,
     pub(super) slots: Slots,
@@ -124,6 +126,7 @@ impl Block {
 
 impl Inner {
     pub(super) fn new(
+        path: PathBuf,
         options: Options,
         index: Index,
         slots: Slots,
@@ -132,6 +135,7 @@ impl Inner {
         counters: [Block; 3],
     ) -> Self {
         let inner = Self {
+            path,
             options,
             index,
             slots,

@@ -15,13 +15,14 @@ mod meta;
 mod open;
 mod overlay;
 mod queue;
+mod side_files;
 #[cfg(test)]
 mod tests;
 mod view;
 
 use std::fmt;
 use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -98,7 +99,6 @@ impl Options {
 /// An open store.
 pub(crate) struct SledKv {
     inner: Arc<Inner>,
-    path: PathBuf,
     epoch: u64,
     store_id: uuid::Uuid,
     /// What an open store has running and locked, until it is closed.
@@ -138,7 +138,6 @@ impl SledKv {
         };
         Ok(Self {
             inner,
-            path: path.to_owned(),
             epoch: opened.epoch,
             store_id: opened.store_id,
             running: Mutex::new(Some(Running {
@@ -157,7 +156,7 @@ impl SledKv {
         join(running.write_behind);
         join(running.committer);
         self.inner.index.shut();
-        let released = wait_for_release(&self.path);
+        let released = wait_for_release(&self.inner.path);
         drop(running.lock);
         released
     }
@@ -283,7 +282,7 @@ impl Drop for SledKv {
 impl fmt::Debug for SledKv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SledKv")
-            .field("path", &self.path)
+            .field("path", &self.inner.path)
             .field("epoch", &self.epoch)
             .field("store_id", &self.store_id)
             .finish_non_exhaustive()
