@@ -89,10 +89,11 @@ pub(super) fn submit_ops(kv: &dyn Kv, ops: Vec<Op>) -> Receiver<Outcome> {
 }
 
 pub(super) fn commit(kv: &dyn Kv, ops: Vec<Op>) -> u64 {
-    match submit_ops(kv, ops).recv().unwrap() {
-        Outcome::Committed { commit } => commit,
-        other => panic!("not committed: {other:?}"),
-    }
+    let outcome = submit_ops(kv, ops).recv().unwrap();
+    let Outcome::Committed { commit } = outcome else {
+        panic!("not committed: {outcome:?}");
+    };
+    commit
 }
 
 pub(super) fn put(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Op {

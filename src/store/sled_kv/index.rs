@@ -73,6 +73,10 @@ impl Home {
 }
 
 /// An error of sled, in our words.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err takes"
+)]
 pub(super) fn failed(error: sled::Error) -> StoreError {
     if let sled::Error::Corruption { .. } = error {
         return StoreError::Corrupted {

@@ -153,12 +153,15 @@ impl Inner {
 
     /// Keeps the first failure, and wakes everybody who waits for something that will not happen.
     pub(super) fn poison(&self, error: StoreError) -> StoreError {
-        let error = match error {
-            StoreError::Closed => return StoreError::Closed,
-            StoreError::Failed { .. } => error,
-            other => StoreError::Failed {
-                cause: other.to_string().into(),
-            },
+        if matches!(error, StoreError::Closed) {
+            return error;
+        }
+        let error = if matches!(error, StoreError::Failed { .. }) {
+            error
+        } else {
+            StoreError::Failed {
+                cause: error.to_string().into(),
+            }
         };
         if self.failure.set(error.clone()).is_ok() {
             tracing::error!(%error, "the store failed");

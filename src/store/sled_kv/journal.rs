@@ -77,10 +77,9 @@ pub(super) fn decode_entry<'a>(
     let damaged = |what| corrupted("journal", key, what);
     let short = || damaged("journal entry is cut short");
     let mut cursor = Cursor::new(frame);
-    if cursor.array() != Some(MAGIC) || cursor.u8() != Some(ENTRY_VERSION) {
+    if cursor.array() != Some(MAGIC) || cursor.array() != Some([ENTRY_VERSION, 0]) {
         return Err(damaged("not a journal entry of a known version"));
     }
-    cursor.u8().ok_or_else(short)?;
     let sum = cursor.u32().ok_or_else(short)?;
     if checksum(&[&frame[8..]]) != sum {
         return Err(damaged("journal entry fails its checksum"));

@@ -3,6 +3,7 @@
 mod audit;
 mod crashes;
 mod damage;
+mod format;
 mod limits;
 mod measure;
 

@@ -62,7 +62,7 @@ fn run_into(kill: Kill, home: &Path, seed: u64) -> Option<(PathBuf, Model, Model
         match submit_ops(&kv, ops).recv().unwrap() {
             Outcome::Committed { .. } => acknowledged = attempted,
             Outcome::Unknown(_) => return Some((copy, acknowledged, attempted)),
-            other => panic!("{other:?}"),
+            unexpected @ (Outcome::Refused | Outcome::NotWritten(_)) => panic!("{unexpected:?}"),
         }
         if number % 20 == 0 && kv.drain().is_err() {
             return Some((copy, acknowledged.clone(), acknowledged));

@@ -13,10 +13,10 @@ use super::audit::{raw, shut};
 use super::{failure, on_demand, open, with_faults};
 
 fn what(error: StoreError) -> String {
-    match error {
-        StoreError::Corrupted { what } => what,
-        other => panic!("not corrupted: {other:?}"),
-    }
+    let StoreError::Corrupted { what } = error else {
+        panic!("not corrupted: {error:?}");
+    };
+    what
 }
 
 fn drained(store: &Path) {
@@ -239,7 +239,7 @@ fn a_failure_poisons_the_store_until_it_is_reopened() {
         match outcome {
             Outcome::Unknown(error) => assert!(cause(&error)),
             Outcome::Committed { .. } => {}
-            other => panic!("{other:?}"),
+            Outcome::Refused | Outcome::NotWritten(_) => panic!("{outcome:?}"),
         }
         assert!(cause(&behind.unwrap_err()));
         let late = submit_ops(&kv, vec![put("late", "1")]).recv().unwrap();

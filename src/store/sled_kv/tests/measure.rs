@@ -99,6 +99,7 @@ fn cpu_seconds() -> f64 {
     ticks / 100.0
 }
 
+#[expect(clippy::print_stdout, reason = "a figure is to be seen")]
 fn run(submitters: u64, seconds: u64) {
     let directory =
         tempfile::tempdir_in(std::env::var("MEASURE_DIR").unwrap_or(".".to_owned())).unwrap();
@@ -134,17 +135,17 @@ fn run(submitters: u64, seconds: u64) {
     let elapsed = started.elapsed().as_secs_f64();
     let stats = kv.stats();
     latencies.sort_unstable();
-    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
+    let at = |per_mille: usize| latencies[(latencies.len() - 1) * per_mille / 1000];
     let done = shared.done.load(Ordering::Relaxed) as f64;
     println!(
         "submitters {submitters}: {:.0} proposals/s (drained), median {} us, p99 {} us, p99.9 {} us, \
          max {} us, fdatasync {fdatasync_us} us, group {:.0}, {:.0} groups/s, index keys/proposal {:.3}, \
          journal {:.0} bytes/proposal, cpu {:.2}, file {} MiB",
         done / elapsed,
-        at(0.5),
-        at(0.99),
-        at(0.999),
-        at(1.0),
+        at(500),
+        at(990),
+        at(999),
+        at(1000),
         done / stats.groups as f64,
         stats.groups as f64 / elapsed,
         stats.index_keys_written as f64 / done,
