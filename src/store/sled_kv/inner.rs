@@ -197,17 +197,25 @@ impl Inner {
 
     /// Whether so much waits for the write-behind that the committer has to wait too.
     pub(super) fn over_bound(&self) -> bool {
-        let bounds = &self.options.bounds;
-        self.tallies.overlay_entries.load(Ordering::Relaxed) > bounds.overlay_entries_max
-            || self.tallies.overlay_bytes.load(Ordering::Relaxed) > bounds.overlay_bytes_max
+        let entries = self.tallies.overlay_entries.load(Ordering::Relaxed);
+        let bytes = self.tallies.overlay_bytes.load(Ordering::Relaxed);
+        self.fills_more_than(1, entries, bytes)
     }
 
     /// Whether enough waits that the write-behind had better not wait for its interval.
     pub(super) fn is_urgent(&self, state: &State) -> bool {
-        let bounds = &self.options.bounds;
         state.drain_waiters > 0
-            || state.active.entries() > bounds.overlay_entries_max / 4
-            || state.active.bytes() > bounds.overlay_bytes_max / 4
+            || self.fills_more_than(4, state.active.entries(), state.active.bytes())
+    }
+
+    /// Whether an overlay of this size, or the journal, takes up more than a share of its bounds.
+    fn fills_more_than(&self, share: u64, overlay_entries: u64, overlay_bytes: u64) -> bool {
+        let bounds = &self.options.bounds;
+        let (journal_entries, journal_bytes) = self.slots.live();
+        overlay_entries > bounds.overlay_entries_max / share
+            || overlay_bytes > bounds.overlay_bytes_max / share
+            || journal_entries > bounds.journal_entries_max / share
+            || journal_bytes > bounds.journal_bytes_max / share
     }
 
     pub(super) fn measure_overlay(&self, state: &State) {

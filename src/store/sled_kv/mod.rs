@@ -64,6 +64,11 @@ pub(crate) struct Bounds {
     pub(crate) overlay_entries_max: u64,
     /// The same in bytes.
     pub(crate) overlay_bytes_max: u64,
+    /// Journal entries that wait for the write-behind above which the committer waits as well: a
+    /// few keys that change all the time fill the journal, not the overlay.
+    pub(crate) journal_entries_max: u64,
+    /// The same in bytes. The journal takes that much of the disk for good.
+    pub(crate) journal_bytes_max: u64,
     /// How long changes wait for more of their kind before they go into the index.
     pub(crate) drain_interval: Duration,
     /// How long a view may hold up the write-behind.
@@ -77,6 +82,8 @@ impl Default for Bounds {
             group_bytes_max: 1 << 20,
             overlay_entries_max: 400_000,
             overlay_bytes_max: 64 << 20,
+            journal_entries_max: 16_384,
+            journal_bytes_max: 64 << 20,
             drain_interval: Duration::from_millis(50),
             view_age_max: Duration::from_secs(5),
         }

@@ -4,6 +4,7 @@ mod audit;
 mod crashes;
 mod damage;
 mod format;
+mod kill;
 mod limits;
 mod measure;
 

@@ -69,6 +69,28 @@ fn a_damaged_chunk_is_named() {
 }
 
 #[test]
+fn a_log_with_a_damaged_chunk_does_not_stop_the_store() {
+    let home = tempfile::tempdir().unwrap();
+    let store = home.path().join("store");
+    drained(&store);
+    let db = raw(&store);
+    let events = db.open_tree("events").unwrap();
+    let key = super::super::events::chunk_key(1, 1);
+    events.insert(key, b"C\x00\x02damage").unwrap();
+    drop(events);
+    shut(db, &store);
+    let kv = open(&store);
+    commit(&kv, vec![append(1, 3, "three"), append(2, 1, "other")]);
+    kv.drain().unwrap();
+    let view = kv.view().unwrap();
+    what(view.events(1, 1, 9, 999).unwrap_err());
+    assert_eq!(view.events(1, 3, 9, 999).unwrap(), [(3, "three".into())]);
+    assert_eq!(view.events(2, 1, 9, 999).unwrap(), [(1, "other".into())]);
+    drop(view);
+    kv.close().unwrap();
+}
+
+#[test]
 fn damaged_parts_and_their_head_are_named() {
     let home = tempfile::tempdir().unwrap();
     let store = home.path().join("store");

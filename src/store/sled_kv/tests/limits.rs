@@ -80,6 +80,24 @@ fn the_overlay_is_bounded_and_callers_feel_it() {
 }
 
 #[test]
+fn the_journal_is_bounded_even_if_one_key_changes_all_the_time() {
+    let home = tempfile::tempdir().unwrap();
+    let mut options = on_demand();
+    options.bounds.journal_entries_max = 20;
+    let kv = SledKv::open(home.path(), options).unwrap();
+    for number in 0..300_u32 {
+        commit(&kv, vec![put("k", number.to_be_bytes())]);
+        let stats = kv.stats();
+        assert!(stats.journal_next - stats.journal_low_water <= 21 + 1);
+    }
+    kv.close().unwrap();
+    let db = super::audit::raw(home.path());
+    let slots = db.open_tree("journal").unwrap().len() / 8;
+    assert!(slots <= 22, "{slots} slots");
+    super::audit::shut(db, home.path());
+}
+
+#[test]
 fn changes_within_a_window_cost_one_index_write() {
     let home = tempfile::tempdir().unwrap();
     let kv = SledKv::open(home.path(), on_demand()).unwrap();
