@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::super::kv::{Kv, Outcome};
-use super::super::super::kv_laws::{Model, XorShift, submit_ops};
+use super::super::super::kv_laws::{Model, XorShift, all, commit, put, submit_ops};
 use super::super::fault::Step;
 use super::super::{SledKv, open};
 use super::audit::audit;
@@ -75,9 +75,7 @@ fn run_into(kill: Kill, home: &Path, seed: u64) -> Option<(PathBuf, Model, Model
 fn check_after(kill: Kill, copy: &Path, acknowledged: Model, attempted: Model) {
     let kv = SledKv::open(copy, on_demand()).unwrap();
     let view = kv.view().unwrap();
-    let keys = view
-        .scan(&super::super::super::kv_laws::all(), usize::MAX)
-        .unwrap();
+    let keys = view.scan(&all(), usize::MAX).unwrap();
     // Every commit of a history changes a key or a log, so the two can be told apart.
     let logs_grew = attempted.logs.iter().any(|(incarnation, log)| {
         let before = acknowledged.logs.get(incarnation).map_or(0, Vec::len);
@@ -155,3 +153,36 @@ kills!(
     a_kill_before_the_mark_is_synced: DrainMarked,
     a_kill_before_the_slots_are_freed: DrainTrimmed,
 );
+
+/// The sequences of a group that was cut short are used again: what is left of it must not be
+/// taken for a part of what comes after.
+#[test]
+fn a_group_that_was_cut_short_never_comes_back() {
+    for entries in 1..=3 {
+        let home = tempfile::tempdir().unwrap();
+        let (store, copy) = (home.path().join("store"), home.path().join("copy"));
+        let count = AtomicU64::new(0);
+        let options = with_faults({
+            let (store, copy) = (store.clone(), copy.clone());
+            move |step, db| {
+                if step != Step::CommitEntry || count.fetch_add(1, Ordering::SeqCst) != 1 + entries
+                {
+                    return Ok(());
+                }
+                db.flush().unwrap();
+                open::copy_directory(&store, &copy).unwrap();
+                Err(failure())
+            }
+        });
+        let kv = SledKv::open(&store, options).unwrap();
+        commit(&kv, vec![put("before", "1")]);
+        let cut = submit_ops(&kv, vec![put("cut", vec![1; 120_000])]);
+        assert!(matches!(cut.recv().unwrap(), Outcome::Unknown(_)));
+        for round in 0..3 {
+            let kv = SledKv::open(&copy, on_demand()).unwrap();
+            let keys = kv.view().unwrap().scan(&all(), 9).unwrap();
+            assert_eq!(keys.len(), 1 + round, "round {round}");
+            commit(&kv, vec![put([u8::try_from(round).unwrap()], "after")]);
+        }
+    }
+}
