@@ -84,6 +84,8 @@ pub(crate) mod kind {
     pub(crate) const TOMBSTONE: u8 = 0x14;
     /// Oldest feed position that still knows every deletion.
     pub(crate) const FEED_FLOOR: u8 = 0x15;
+    /// How many processes captured an environment.
+    pub(crate) const ENV_USERS: u8 = 0x16;
 }
 
 struct Key(Vec<u8>);
@@ -96,8 +98,9 @@ impl Key {
     }
 
     fn text(mut self, text: &str) -> Self {
-        // Every text in a key is bounded by the model's limits; clamping keeps even a broken
-        // caller from building an ambiguous key.
+        // Every text in a key is bounded by the model's limits. A broken caller's longer one makes
+        // a key of more than KEY_BYTES_MAX, which no store takes and no lookup finds: the clamped
+        // length is never read back.
         let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
         self.0.extend_from_slice(&length.to_be_bytes());
         self.0.extend_from_slice(text.as_bytes());
@@ -280,6 +283,14 @@ pub(crate) fn owners() -> KeyRange {
 
 pub(crate) fn env(hash: &ContentHash) -> Bytes {
     Key::new(kind::ENV).raw(&hash.0).done()
+}
+
+pub(crate) fn envs() -> KeyRange {
+    Key::new(kind::ENV).range()
+}
+
+pub(crate) fn env_users(hash: &ContentHash) -> Bytes {
+    Key::new(kind::ENV_USERS).raw(&hash.0).done()
 }
 
 pub(crate) fn wake(scope: &SessionScope, position: u64) -> Bytes {
