@@ -23,6 +23,7 @@ pub(crate) mod request;
 pub(crate) mod retention;
 pub(crate) mod scope;
 pub(crate) mod selector;
+pub(crate) mod verify_report;
 
 pub use effect::{EffectKey, ExecutionScope};
 pub use error::{Error, Result};
@@ -55,3 +56,4 @@ pub use request::{
 pub use retention::ProcessPruneReport;
 pub use scope::{ProcessOriginator, SessionScope};
 pub use selector::Selector;
+pub use verify_report::{VerifyProblem, VerifyReport};

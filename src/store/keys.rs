@@ -4,6 +4,8 @@
 //! Numbers are big-endian. Texts carry their length in front, so that no id is a prefix of
 //! another's range. See `docs/store-format.md`.
 
+mod parse;
+
 use bytes::Bytes;
 
 use super::kv::KeyRange;
@@ -11,6 +13,8 @@ use crate::model::{
     ContentHash, EffectKey, ExecutionScope, Incarnation, OwnerNumber, ProcessOriginator,
     SessionScope,
 };
+
+pub(crate) use parse::{Parsed, parse};
 
 /// The address of a process's rows: creation order first, so that every index lists in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -154,6 +158,11 @@ impl Key {
             end: Bytes::from(end),
         }
     }
+}
+
+/// Every key that starts with this byte, whatever it is.
+pub(crate) fn of_kind(kind: u8) -> KeyRange {
+    Key::new(kind).range()
 }
 
 pub(crate) fn id(id: &str) -> Bytes {
