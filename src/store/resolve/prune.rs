@@ -2,8 +2,8 @@
 
 use super::super::codec;
 use super::super::codec::stored::{
-    StateFront, StoredChange, StoredHead, StoredId, StoredNumber, StoredScope, StoredState,
-    StoredTombstone, StoredWakeOf,
+    StoredChange, StoredHead, StoredId, StoredNumber, StoredScope, StoredState, StoredTombstone,
+    StoredWakeOf,
 };
 use super::super::keys::{self, Row};
 use super::super::kv::Op;

@@ -1,0 +1,4 @@
+//! A busy store verifies clean, and every kind of damage is found.
+
+mod clean;
+mod damage;
