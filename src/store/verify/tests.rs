@@ -2,3 +2,5 @@
 
 mod clean;
 mod damage;
+mod of_indexes;
+mod of_processes;

@@ -1,10 +1,18 @@
 //! What a healthy store looks like.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::model::decide::{Command, Facts, Finisher};
 use crate::model::*;
+use crate::store::clock::Clock;
+use crate::store::process_store::ProcessStore;
+use crate::store::sled_kv::{Options, SledKv};
 use crate::store::testing::*;
+use crate::store::verify::verify;
 use crate::store::write_set::Change;
 
 /// A store in which everything has happened that leaves a key behind.
@@ -163,6 +171,51 @@ fn a_check_beside_writers_finds_nothing_wrong(ground: &Ground) {
         stop.send(()).unwrap();
     });
     host.store.close().unwrap();
+}
+
+/// A monotonic clock that hurries: it goes on by a millisecond whenever it is read.
+#[derive(Debug, Default)]
+struct Hurrying(AtomicU64);
+
+impl Clock for Hurrying {
+    fn now_epoch_ms(&self) -> u64 {
+        START_MS
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.0.fetch_add(1, Ordering::SeqCst))
+    }
+}
+
+#[test]
+fn a_view_that_expires_does_not_end_the_check() {
+    let ground = Ground::sled();
+    let host = ground.open();
+    for n in 0..40 {
+        host.start(rich_request(&format!("p-{n}")));
+    }
+    let mut long = host.start(request("long"));
+    for _ in 0..600 {
+        let at = long.at();
+        let note = long.note(&host);
+        host.ok(vec![at], vec![note]);
+    }
+    host.store.close().unwrap();
+    let Ground::Sled(dir) = &ground else { panic!() };
+    let clock: Arc<dyn Clock> = Arc::new(Hurrying::default());
+    let mut options = Options::new(clock.clone());
+    // A page of sixteen heads or states takes more reads than this.
+    options.bounds.view_age_max = Duration::from_millis(60);
+    let kv = Arc::new(SledKv::open(&dir.path().join("store"), options).unwrap());
+    let store = ProcessStore::new(kv, clock);
+    let report = verify(&store).unwrap();
+    assert!(report.is_clean(), "{report:#?}");
+    assert_eq!(
+        (report.processes, report.events),
+        (41, 600),
+        "nothing twice"
+    );
+    store.close().unwrap();
 }
 
 held_by_both!(
