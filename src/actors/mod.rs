@@ -19,5 +19,7 @@ mod root;
 pub(crate) mod runtime;
 pub(crate) mod start;
 
-pub(crate) use open::{Runtime, ShutdownReport};
+pub(crate) use open::Runtime;
+pub use open::ShutdownReport;
+pub(crate) use reaper::SWEEP_EVERY_MIN;
 pub use reaper::{RecoveryReport, RecoveryStep};

@@ -170,21 +170,51 @@ impl Shared {
         .await
     }
 
-    /// What is granted to one scope, as a snapshot.
+    /// What is granted to any of these scopes of one session, from one consistent state.
+    pub(crate) async fn list_granted(
+        self: &Arc<Self>,
+        scopes: Vec<SessionScope>,
+        filter: &ProcessListFilter,
+    ) -> Result<Vec<ObservedProcess>> {
+        let shared = Arc::clone(self);
+        let filter = filter.clone();
+        blocking(move || {
+            let view = shared.view()?;
+            let mut found: Vec<ObservedProcess> = Vec::new();
+            for scope in scopes {
+                found.extend(view.list(Some(&Index::GrantedTo(scope)), &filter)?);
+            }
+            found.sort_by_key(|process| (process.created_at_ms, process.incarnation));
+            found.dedup_by_key(|process| process.incarnation);
+            Ok(found
+                .into_iter()
+                .map(|process| shared.complete(process))
+                .collect())
+        })
+        .await
+    }
+
+    /// What is granted to any of these scopes of one session, as a snapshot.
     pub(crate) async fn snapshot_granted(
         self: &Arc<Self>,
-        scope: SessionScope,
+        scopes: Vec<SessionScope>,
     ) -> Result<ProcessWorkSnapshot> {
         let shared = Arc::clone(self);
         blocking(move || {
+            let session_id = scopes
+                .first()
+                .map(|scope| scope.session_id.clone())
+                .unwrap_or_default();
             let view = shared.view()?;
-            let visible = view
-                .grants_of_session(&scope.session_id)?
+            let mut visible: Vec<_> = view
+                .grants_of_session(&session_id)?
                 .into_iter()
-                .filter(|(granted_to, _, _)| *granted_to == scope)
+                .filter(|(granted_to, _, _)| scopes.contains(granted_to))
                 .map(|(_, row, descriptor)| (row, descriptor))
                 .collect();
-            let mut snapshot = view.snapshot_of(&scope.session_id, visible)?;
+            visible.sort_by_key(|(row, _)| *row);
+            visible.dedup_by_key(|(row, _)| *row);
+            let mut snapshot = view.snapshot_of(&session_id, visible)?;
             for item in &mut snapshot.items {
                 item.process = shared.complete(item.process.clone());
             }

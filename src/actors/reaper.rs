@@ -98,6 +98,8 @@ pub(crate) enum ReaperMsg {
     Tick,
     /// Something may have to be recovered.
     SweepSoon,
+    /// Enough time has passed since that was said.
+    SweepDelayed,
     /// Sweep now, and say what was done.
     SweepNow {
         report: oneshot::Sender<Result<RecoveryReport>>,
@@ -113,8 +115,10 @@ pub(crate) struct Reaper;
 pub(crate) struct ReaperState {
     shared: Arc<Shared>,
     sweeping: bool,
-    /// Asked for while a sweep was going on.
+    /// Asked for while a sweep was going on, or too soon after one.
     again: bool,
+    /// A timer for that is set.
+    delayed: bool,
     waiting: Vec<oneshot::Sender<Result<RecoveryReport>>>,
 }
 
@@ -134,6 +138,7 @@ impl Actor for Reaper {
             shared,
             sweeping: false,
             again: false,
+            delayed: false,
             waiting: Vec::new(),
         })
     }
@@ -145,15 +150,22 @@ impl Actor for Reaper {
         state: &mut ReaperState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ReaperMsg::Tick | ReaperMsg::SweepSoon => state.sweep(&myself),
+            ReaperMsg::Tick => state.sweep(&myself),
+            ReaperMsg::SweepSoon => state.sweep_soon(&myself),
+            ReaperMsg::SweepDelayed => {
+                state.delayed = false;
+                state.sweep(&myself);
+            }
             ReaperMsg::SweepNow { report } => {
                 state.waiting.push(report);
                 state.sweep(&myself);
             }
             ReaperMsg::Swept => {
                 state.sweeping = false;
-                if std::mem::take(&mut state.again) {
+                if !state.waiting.is_empty() {
                     state.sweep(&myself);
+                } else if std::mem::take(&mut state.again) {
+                    state.sweep_soon(&myself);
                 }
             }
             ReaperMsg::Passivate => state.shared.passivate_idle(PASSIVATE_AFTER),
@@ -162,7 +174,17 @@ impl Actor for Reaper {
     }
 }
 
+/// Time over which requests for a sweep are gathered: a process that cannot be claimed must not
+/// keep the reaper, and the disk, busy.
+const GATHER: Duration = Duration::from_millis(50);
+
 impl ReaperState {
+    fn sweep_soon(&mut self, myself: &ActorRef<ReaperMsg>) {
+        if !std::mem::replace(&mut self.delayed, true) {
+            myself.send_after(GATHER, || ReaperMsg::SweepDelayed);
+        }
+    }
+
     fn sweep(&mut self, myself: &ActorRef<ReaperMsg>) {
         if !self.shared.config.recover || self.shared.is_shutting_down() {
             for waiting in self.waiting.drain(..) {
@@ -584,19 +606,25 @@ async fn end(
         row,
         registration,
         mut state,
-        ..
+        edges,
     } = loaded;
+    let mut facts = Facts {
+        holder: edges.lease.map(|lease| lease.token),
+        ..Facts::default()
+    };
     let finisher = match registration.disposition {
         RecoveryDisposition::ExternallyOwned => {
             Finisher::Authority(CompletionAuthority::ReconciledAbandon)
         }
         RecoveryDisposition::Rerunnable | RecoveryDisposition::OwnerBound => {
-            Finisher::Claim(shared.store.next_token().map_err(CommitError::NotWritten)?)
+            let token = shared.store.next_token().map_err(CommitError::NotWritten)?;
+            facts.claim = Some(token);
+            Finisher::Claim(token)
         }
     };
     let command = Command::Finish { output, finisher };
     let last_sequence = state.last_sequence;
-    let decision = decide::decide(&registration, &state, command, Facts::default());
+    let decision = decide::decide(&registration, &state, command, facts);
     let (events, lease) = match decision {
         Ok(Decision::Commit { events, lease }) => (events, lease),
         Ok(Decision::Replayed { .. } | Decision::Unchanged) => return Ok(()),

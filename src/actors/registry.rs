@@ -34,7 +34,7 @@ pub(crate) enum RegistryMsg {
     },
     /// Move grants from one scope to another, all or none.
     Transfer {
-        from: SessionScope,
+        from: Vec<SessionScope>,
         to: SessionScope,
         process_ids: Vec<String>,
         done: oneshot::Sender<Result<()>>,
@@ -87,12 +87,20 @@ impl Actor for Registry {
                 done,
             } => {
                 let plan = plan_transfer(shared, &from, &to, &process_ids);
-                let named = process_ids.join(", ");
-                send_transfer(shared, plan, from, to, named, process_ids, done);
+                send_transfer(shared, plan, from, to, process_ids, done);
             }
         }
         Ok(())
     }
+}
+
+/// The scope that an error names: the narrowest.
+fn named(scopes: &[SessionScope]) -> &SessionScope {
+    const NOBODY: &SessionScope = &SessionScope {
+        session_id: String::new(),
+        agent_frame_id: None,
+    };
+    scopes.last().unwrap_or(NOBODY)
 }
 
 /// A set, or nothing to do.
@@ -137,11 +145,13 @@ fn plan_revoke(shared: &Shared, scope: &SessionScope, process_id: &str) -> Plan 
 
 fn plan_transfer(
     shared: &Shared,
-    from: &SessionScope,
+    from: &[SessionScope],
     to: &SessionScope,
     process_ids: &[String],
 ) -> Plan {
-    from.check("from_scope")?;
+    for scope in from {
+        scope.check("from_scope")?;
+    }
     to.check("to_scope")?;
     if process_ids.len() > TRANSFER_IDS_MAX {
         return Err(Error::invalid(
@@ -159,21 +169,30 @@ fn plan_transfer(
     let mut changes = Vec::new();
     for id in ids {
         crate::model::ids::check_id("process_ids", id)?;
-        let held = match view.id(id)? {
-            Some(IdEntry::Live(row)) => view.grant(from, row)?.map(|found| (row, found)),
-            Some(IdEntry::Pruned(_)) | None => None,
-        };
-        let Some((row, descriptor)) = held else {
+        let mut held = None;
+        if let Some(IdEntry::Live(row)) = view.id(id)? {
+            // A frame's own grant goes before its session's.
+            for scope in from.iter().rev() {
+                if let Some(descriptor) = view.grant(scope, row)? {
+                    held = Some((row, scope, descriptor));
+                    break;
+                }
+            }
+        }
+        let Some((row, holder, descriptor)) = held else {
             missing.push(id.clone());
             continue;
         };
+        if holder == to {
+            continue;
+        }
         conditions.push(Condition::Granted {
             row,
-            scope: from.clone(),
+            scope: holder.clone(),
         });
         changes.push(Change::Revoke {
             row,
-            scope: from.clone(),
+            scope: holder.clone(),
         });
         changes.push(Change::Grant {
             row,
@@ -182,9 +201,9 @@ fn plan_transfer(
         });
     }
     if !missing.is_empty() {
-        return Err(not_granted(from, missing));
+        return Err(not_granted(named(from), missing));
     }
-    if changes.is_empty() || from == to {
+    if changes.is_empty() {
         return Ok(None);
     }
     Ok(Some(WriteSet::new(conditions, changes)))
@@ -228,22 +247,22 @@ fn send(
 fn send_transfer(
     shared: &Arc<Shared>,
     plan: Plan,
-    from: SessionScope,
+    from: Vec<SessionScope>,
     to: SessionScope,
-    named: String,
     process_ids: Vec<String>,
     done: oneshot::Sender<Result<()>>,
 ) {
     let (answer, answered) = oneshot::channel();
     let retry = Arc::clone(shared);
-    send(shared, plan, vec![from.clone(), to.clone()], named, answer);
+    let scopes = from.iter().chain([&to]).cloned().collect();
+    send(shared, plan, scopes, process_ids.join(", "), answer);
     tokio::spawn(async move {
         let mut result = answered.await.unwrap_or(Err(Error::ShuttingDown));
         if matches!(result, Err(Error::NotGranted { ref scope, .. }) if scope.is_empty()) {
             // Somebody took a grant away between the look and the commit: say which.
             result = match plan_transfer(&retry, &from, &to, &process_ids) {
                 Err(error) => Err(error),
-                Ok(_) => Err(not_granted(&from, process_ids)),
+                Ok(_) => Err(not_granted(named(&from), process_ids)),
             };
         }
         let _ = done.send(result);
@@ -298,8 +317,19 @@ impl Shared {
         to: &SessionScope,
         process_ids: &[String],
     ) -> Result<()> {
+        self.transfer_any(std::slice::from_ref(from), to, process_ids)
+            .await
+    }
+
+    /// The same from whichever of these scopes holds each of them.
+    pub(crate) async fn transfer_any(
+        &self,
+        from: &[SessionScope],
+        to: &SessionScope,
+        process_ids: &[String],
+    ) -> Result<()> {
         self.ask_registry(|done| RegistryMsg::Transfer {
-            from: from.clone(),
+            from: from.to_vec(),
             to: to.clone(),
             process_ids: process_ids.to_vec(),
             done,

@@ -191,11 +191,7 @@ fn first_difference(path: &str, recorded: &Value, asked: &Value) -> String {
             }
             format!("{path} differs")
         }
-        _ => format!(
-            "{path} was {}, is {}",
-            short(recorded),
-            short(asked)
-        ),
+        _ => format!("{path} was {}, is {}", short(recorded), short(asked)),
     }
 }
 
@@ -286,9 +282,8 @@ impl<'a> ScopedEffectController<'a> {
 
 /// The content of an effect, as JSON.
 pub(crate) fn content_of<T: Serialize>(content: &T) -> Result<Value> {
-    serde_json::to_value(content).map_err(|error| {
-        Error::invalid("request", error.to_string(), "representable as JSON")
-    })
+    serde_json::to_value(content)
+        .map_err(|error| Error::invalid("request", error.to_string(), "representable as JSON"))
 }
 
 /// A controller answered with the outcome of another kind of effect.

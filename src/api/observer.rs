@@ -76,7 +76,10 @@ impl ProcessWorkObserver {
         after_sequence: u64,
     ) -> Result<Vec<ObservedProcessEvent>> {
         let events = self.shared.events(process_id, after_sequence).await?;
-        Ok(events.iter().map(crate::model::ProcessEvent::observed).collect())
+        Ok(events
+            .iter()
+            .map(crate::model::ProcessEvent::observed)
+            .collect())
     }
 
     /// A session's work, newest change first.

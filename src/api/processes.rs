@@ -202,7 +202,7 @@ impl Processes {
         &self,
         scoped_effect_controller: ScopedEffectController<'_>,
     ) -> Result<Vec<ProcessCancelSummary>> {
-        cancel_all_of(&self.shared, ListScope::All, None, &scoped_effect_controller).await
+        cancel_all_of(&self.shared, ListScope::All, &scoped_effect_controller).await
     }
 
     /// Moves grants from one scope to another, all or none. A receiver that holds a grant already
@@ -335,9 +335,9 @@ impl Processes {
             .for_process(process_id));
         }
         let row = self.shared.row_of(&self.shared.view()?, process_id)?;
-        let page =
-            self.shared
-                .events_page(process_id, row.incarnation, after_sequence, limit)?;
+        let page = self
+            .shared
+            .events_page(process_id, row.incarnation, after_sequence, limit)?;
         Ok(page.iter().map(ProcessEvent::observed).collect())
     }
 
@@ -385,7 +385,12 @@ impl Processes {
         };
         match timeout {
             Some(timeout) => {
-                within(timeout, || format!("any of {}", process_ids.join(", ")), first).await
+                within(
+                    timeout,
+                    || format!("any of {}", process_ids.join(", ")),
+                    first,
+                )
+                .await
             }
             None => first.await,
         }
@@ -414,7 +419,12 @@ impl Processes {
         };
         match timeout {
             Some(timeout) => {
-                within(timeout, || format!("all of {}", process_ids.join(", ")), all).await
+                within(
+                    timeout,
+                    || format!("all of {}", process_ids.join(", ")),
+                    all,
+                )
+                .await
             }
             None => all.await,
         }
@@ -606,15 +616,15 @@ pub(crate) async fn signal_as(
 pub(crate) async fn cancel_all_of(
     shared: &Arc<Shared>,
     scope: ListScope,
-    granted_to: Option<SessionScope>,
     controller: &ScopedEffectController<'_>,
 ) -> Result<Vec<ProcessCancelSummary>> {
     let outcome = controller
         .run(
             || EffectKey::CancelAll,
-            || Ok(serde_json::json!({ "scope": granted_to.as_ref().map(SessionScope::id) })),
+            || Ok(serde_json::json!({ "scope": null })),
             async {
-                let summaries = cancel_each(shared, scope, granted_to.clone()).await?;
+                let running = shared.list(scope, &ProcessListFilter::default()).await?;
+                let summaries = cancel_each(shared, running, &[]).await;
                 Ok(EffectOutcome::AllCancelled(summaries))
             },
         )
@@ -625,12 +635,38 @@ pub(crate) async fn cancel_all_of(
     }
 }
 
+/// The same for what a session holds.
+pub(crate) async fn cancel_all_granted(
+    shared: &Arc<Shared>,
+    scopes: &[SessionScope],
+    own: &SessionScope,
+    controller: &ScopedEffectController<'_>,
+) -> Result<Vec<ProcessCancelSummary>> {
+    let outcome = controller
+        .run(
+            || EffectKey::CancelAll,
+            || Ok(serde_json::json!({ "scope": own.id() })),
+            async {
+                let running = shared
+                    .list_granted(scopes.to_vec(), &ProcessListFilter::default())
+                    .await?;
+                let summaries = cancel_each(shared, running, scopes).await;
+                Ok(EffectOutcome::AllCancelled(summaries))
+            },
+        )
+        .await?;
+    match outcome {
+        EffectOutcome::AllCancelled(summaries) => Ok(summaries),
+        _ => Err(wrong_outcome("all_cancelled")),
+    }
+}
+
+/// Asks each of these to stop; for a session, under whichever of its scopes holds it.
 async fn cancel_each(
     shared: &Arc<Shared>,
-    scope: ListScope,
-    granted_to: Option<SessionScope>,
-) -> Result<Vec<ProcessCancelSummary>> {
-    let running = shared.list(scope, &ProcessListFilter::default()).await?;
+    running: Vec<ObservedProcess>,
+    scopes: &[SessionScope],
+) -> Vec<ProcessCancelSummary> {
     let order: Vec<String> = running
         .into_iter()
         .map(|process| process.process_id)
@@ -643,10 +679,9 @@ async fn cancel_each(
             && let Some(id) = waiting.next()
         {
             let (shared, id) = (Arc::clone(shared), id.clone());
-            let granted_to = granted_to.clone();
+            let scopes = scopes.to_vec();
             cancels.spawn(async move {
-                let by = granted_to.as_ref().map(SessionScope::id);
-                let summary = shared.cancel(&id, by, granted_to.as_ref()).await;
+                let summary = cancel_under(&shared, &id, &scopes).await;
                 (id, summary)
             });
         }
@@ -661,7 +696,7 @@ async fn cancel_each(
             None => break,
         }
     }
-    Ok(order
+    order
         .into_iter()
         .map(|process_id| ProcessCancelSummary {
             status: summaries
@@ -669,7 +704,25 @@ async fn cancel_each(
                 .unwrap_or(ProcessStatus::Running),
             process_id,
         })
-        .collect())
+        .collect()
+}
+
+async fn cancel_under(
+    shared: &Arc<Shared>,
+    id: &str,
+    scopes: &[SessionScope],
+) -> Result<ProcessCancelSummary> {
+    if scopes.is_empty() {
+        return shared.cancel(id, None, None).await;
+    }
+    let mut refused = Error::unknown(id);
+    for scope in scopes {
+        match shared.cancel(id, Some(scope.id()), Some(scope)).await {
+            Err(error @ Error::UnknownProcess { .. }) => refused = error,
+            done => return done,
+        }
+    }
+    Err(refused)
 }
 
 pub(crate) async fn abandon_as(

@@ -67,7 +67,10 @@ impl SessionProcessAdmin {
     fn held(&self, process_id: &str) -> Result<(Row, SessionScope)> {
         crate::model::ids::check_id("process_id", process_id)?;
         let view = self.shared.view()?;
-        let row = self.shared.row_of(&view, process_id).map_err(hide(process_id))?;
+        let row = self
+            .shared
+            .row_of(&view, process_id)
+            .map_err(hide(process_id))?;
         for scope in self.scopes.iter().rev() {
             if view.grant(scope, row)?.is_some() {
                 return Ok((row, scope.clone()));
@@ -247,9 +250,7 @@ impl SessionProcessAdmin {
         let (row, _) = self.held(process_id)?;
         let mut listener = self.shared.hub.listen(row.incarnation);
         let output = {
-            let waiting = self
-                .shared
-                .await_listened(process_id, row, &mut listener);
+            let waiting = self.shared.await_listened(process_id, row, &mut listener);
             tokio::pin!(waiting);
             loop {
                 let changed = async {
@@ -399,9 +400,9 @@ impl SessionProcessAdmin {
 /// To a session, what was pruned looks like what never was.
 fn hide(process_id: &str) -> impl Fn(Error) -> Error + '_ {
     move |error| match error {
-        Error::NoLongerRetained { .. } | Error::UnknownProcess { .. } | Error::NotGranted { .. } => {
-            Error::unknown(process_id)
-        }
+        Error::NoLongerRetained { .. }
+        | Error::UnknownProcess { .. }
+        | Error::NotGranted { .. } => Error::unknown(process_id),
         other => other,
     }
 }

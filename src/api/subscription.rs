@@ -122,11 +122,7 @@ impl Visibility {
             }
         }
         Err(Error::NotGranted {
-            scope: self
-                .scopes
-                .last()
-                .map(SessionScope::id)
-                .unwrap_or_default(),
+            scope: self.scopes.last().map(SessionScope::id).unwrap_or_default(),
             ids: vec![self.process_id.clone()],
         })
     }

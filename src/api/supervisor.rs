@@ -238,14 +238,15 @@ impl SupervisorBuilder {
         ];
         for (field, count) in counts {
             if count == 0 || count > 1_000_000 {
-                return Err(Error::invalid(
-                    field,
-                    format!("is {count}"),
-                    "1 to 1000000",
-                ));
+                return Err(Error::invalid(field, format!("is {count}"), "1 to 1000000"));
             }
         }
-        if let Some((kind, _)) = self.config.slots_by_kind.iter().find(|(_, slots)| **slots == 0) {
+        if let Some((kind, _)) = self
+            .config
+            .slots_by_kind
+            .iter()
+            .find(|(_, slots)| **slots == 0)
+        {
             return Err(Error::invalid(
                 "concurrency_of",
                 format!("{kind:?} is 0"),

@@ -216,7 +216,7 @@ pub(crate) fn signal_replay_key(signal_name: &str, signal_id: &str) -> String {
     format!("\u{1}signal\u{1}{signal_name}\u{1}{signal_id}")
 }
 
-fn content_of(event_type: &str, canonical: &[u8]) -> ContentHash {
+pub(crate) fn content_of(event_type: &str, canonical: &[u8]) -> ContentHash {
     let mut whole = Vec::with_capacity(event_type.len() + 1 + canonical.len());
     whole.extend_from_slice(event_type.as_bytes());
     whole.push(0);

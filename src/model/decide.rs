@@ -10,7 +10,7 @@ use serde_json::Value;
 pub(crate) use super::append::check_signal;
 pub(crate) use super::append::{
     CheckedEvent, PreparedEvent, ReplayKey, Replayed, WakeDraft, check_event, check_prepared,
-    prepare_event, prepare_signal,
+    content_of, prepare_event, prepare_signal,
 };
 use super::error::{Error, Result, clip};
 use super::event::{

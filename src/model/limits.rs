@@ -51,3 +51,5 @@ pub const OPEN_WAITS_MAX: usize = 64;
 pub const RUNTIME_EVENT_PREFIX: &str = "process.";
 /// Prefix of the event type of a signal.
 pub const SIGNAL_EVENT_PREFIX: &str = "signal.";
+/// Most problems that a check of the whole store lists.
+pub const VERIFY_PROBLEMS_MAX: usize = 1_000;

@@ -34,6 +34,7 @@ pub(crate) mod scope;
 pub(crate) mod selector;
 #[cfg(test)]
 mod testing;
+pub(crate) mod verify_report;
 
 pub use effect::{EffectKey, ExecutionScope};
 pub use error::{Error, Result};
@@ -66,3 +67,4 @@ pub use request::{
 pub use retention::ProcessPruneReport;
 pub use scope::{ProcessOriginator, SessionScope};
 pub use selector::Selector;
+pub use verify_report::{VerifyProblem, VerifyReport};

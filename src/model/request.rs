@@ -543,7 +543,8 @@ impl ProcessStartRequest {
     }
 }
 
-fn check_event_types(event_types: &[ProcessEventType]) -> Result<()> {
+/// Checks declared event types: how many, each by itself, each name once.
+pub(crate) fn check_event_types(event_types: &[ProcessEventType]) -> Result<()> {
     if event_types.len() > EVENT_TYPES_MAX {
         return Err(Error::invalid(
             "event_types",

@@ -4,6 +4,8 @@
 //! Numbers are big-endian. Texts carry their length in front, so that no id is a prefix of
 //! another's range. See `docs/store-format.md`.
 
+mod parse;
+
 use bytes::Bytes;
 
 use super::kv::KeyRange;
@@ -11,6 +13,8 @@ use crate::model::{
     ContentHash, EffectKey, ExecutionScope, Incarnation, OwnerNumber, ProcessOriginator,
     SessionScope,
 };
+
+pub(crate) use parse::{Parsed, parse};
 
 /// The address of a process's rows: creation order first, so that every index lists in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +88,8 @@ pub(crate) mod kind {
     pub(crate) const TOMBSTONE: u8 = 0x14;
     /// Oldest feed position that still knows every deletion.
     pub(crate) const FEED_FLOOR: u8 = 0x15;
+    /// How many processes captured an environment.
+    pub(crate) const ENV_USERS: u8 = 0x16;
 }
 
 struct Key(Vec<u8>);
@@ -96,8 +102,9 @@ impl Key {
     }
 
     fn text(mut self, text: &str) -> Self {
-        // Every text in a key is bounded by the model's limits; clamping keeps even a broken
-        // caller from building an ambiguous key.
+        // Every text in a key is bounded by the model's limits. A broken caller's longer one makes
+        // a key of more than KEY_BYTES_MAX, which no store takes and no lookup finds: the clamped
+        // length is never read back.
         let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
         self.0.extend_from_slice(&length.to_be_bytes());
         self.0.extend_from_slice(text.as_bytes());
@@ -151,6 +158,11 @@ impl Key {
             end: Bytes::from(end),
         }
     }
+}
+
+/// Every key that starts with this byte, whatever it is.
+pub(crate) fn of_kind(kind: u8) -> KeyRange {
+    Key::new(kind).range()
 }
 
 pub(crate) fn id(id: &str) -> Bytes {
@@ -280,6 +292,14 @@ pub(crate) fn owners() -> KeyRange {
 
 pub(crate) fn env(hash: &ContentHash) -> Bytes {
     Key::new(kind::ENV).raw(&hash.0).done()
+}
+
+pub(crate) fn envs() -> KeyRange {
+    Key::new(kind::ENV).range()
+}
+
+pub(crate) fn env_users(hash: &ContentHash) -> Bytes {
+    Key::new(kind::ENV_USERS).raw(&hash.0).done()
 }
 
 pub(crate) fn wake(scope: &SessionScope, position: u64) -> Bytes {

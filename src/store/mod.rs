@@ -14,5 +14,8 @@ pub(crate) mod query;
 pub(crate) mod read;
 pub(crate) mod resolve;
 pub(crate) mod sled_kv;
+#[cfg(test)]
+mod testing;
+pub(crate) mod verify;
 pub(crate) mod write_set;
 pub(crate) mod writes;

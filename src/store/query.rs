@@ -1,7 +1,10 @@
 //! Lists: the narrowest index, the filter, and pages.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 
+use super::codec;
+use super::codec::stored::StoredEvent;
 use super::error::StoreError;
 use super::keys::Row;
 use super::read::{IdEntry, Index, View, index_of_originator};
@@ -99,7 +102,7 @@ impl View {
                 after = Some(key.to_vec());
                 if let Some(process) = self.observe_if(row, filter)? {
                     items.push(process);
-                    if items.len() == limit {
+                    if items.len() >= limit {
                         return Ok(Page {
                             items,
                             next: after.as_deref().map(encode_cursor),
@@ -158,22 +161,46 @@ impl View {
         }
     }
 
-    /// The last events of a process.
+    /// The last events of a process: at most `count`, and of large ones as many of the newest as
+    /// stay under the bound in bytes.
     pub(crate) fn last_events(
         &self,
         process: &ObservedProcess,
         count: usize,
     ) -> Result<Vec<ProcessEvent>, StoreError> {
-        let from = (process.last_sequence + 1)
+        let mut from = (process.last_sequence + 1)
             .saturating_sub(count as u64)
             .max(1);
-        self.events(
-            &process.process_id,
-            process.incarnation,
-            from,
-            count,
-            SNAPSHOT_EVENT_BYTES_MAX,
-        )
+        let mut kept = VecDeque::new();
+        let mut bytes = 0;
+        // A log reads forwards only, and a page ends with its bytes: whoever took the first page
+        // for all of it would show the oldest and miss the newest.
+        while from <= process.last_sequence {
+            let page = self.raw().events(
+                process.incarnation.get(),
+                from,
+                count,
+                SNAPSHOT_EVENT_BYTES_MAX,
+            )?;
+            let Some((last, _)) = page.last() else { break };
+            from = last + 1;
+            for (sequence, value) in page {
+                bytes += value.len();
+                kept.push_back((sequence, value));
+            }
+            while bytes > SNAPSHOT_EVENT_BYTES_MAX && kept.len() > 1 {
+                bytes -= kept.pop_front().map_or(0, |(_, value)| value.len());
+            }
+        }
+        kept.into_iter()
+            .map(|(sequence, value)| {
+                codec::decode::<StoredEvent>(&value)?.into_event(
+                    &process.process_id,
+                    process.incarnation,
+                    sequence,
+                )
+            })
+            .collect()
     }
 
     /// Everything that is granted to a session, or wakes it, newest change first.

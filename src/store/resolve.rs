@@ -1,24 +1,28 @@
 //! What a write set means in keys: its conditions, checked against the state it commits on, and
 //! its operations. Both stores run this same code, inside their commit.
 
+mod prune;
+mod wakes;
+
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::codec::stored::{
-    NOTHING, StateFront, StoredChange, StoredEnv, StoredGrant, StoredHead, StoredId, StoredNumber,
-    StoredOwner, StoredReplay, StoredScope, StoredState, StoredTombstone, StoredWake, StoredWakeOf,
+    NOTHING, StateFront, StoredChange, StoredEnv, StoredGrant, StoredId, StoredNumber, StoredOwner,
+    StoredReplay, StoredScope, StoredState, StoredTombstone,
 };
 use super::codec::{self, Stored};
 use super::error::StoreError;
 use super::keys::{self, Row};
-use super::kv::{CommitContext, Op, Outcome, Proposal, Reader, Verdict};
+use super::kv::{CommitContext, KeyRange, Op, Outcome, Proposal, Reader, Verdict};
 use super::write_set::{
     Append, Change, CommitError, CommitResult, Condition, LeaseWrite, Receipt, Refusal, Register,
-    WakeWrite, WriteSet,
+    WriteSet,
 };
 use crate::model::lease::{self, OwnerRecord, OwnerStanding};
 use crate::model::{
-    FencingToken, Incarnation, OwnerNumber, ProcessHandleDescriptor, ProcessPruneReport,
-    SessionScope, StoreEpoch,
+    FencingToken, Incarnation, OwnerNumber, ProcessHandleDescriptor, SessionScope, StoreEpoch,
 };
 
 /// Called with a set's fate, on the committer.
@@ -55,7 +59,7 @@ impl Proposal for Submission {
             cx,
             exclusive_epoch: self.exclusive_epoch,
             receipt: Receipt::default(),
-            reads_own: reads_own(&self.set.changes),
+            own: reads_own(&self.set.changes).then(BTreeMap::new),
         };
         self.verdict = match resolver.run(&self.set) {
             Ok(()) => Ok(resolver.receipt),
@@ -64,6 +68,11 @@ impl Proposal for Submission {
         };
         if self.verdict.is_err() {
             return Ok(Verdict::Refuse);
+        }
+        // The machine checks this too, but only after the ticket could have been read by a set of
+        // the same group: what breaks a limit must never look accepted.
+        if let Some(error) = cx.ops.iter().find_map(|op| op.check().err()) {
+            return Err(error);
         }
         self.set.ticket.accept();
         Ok(Verdict::Accept)
@@ -111,8 +120,9 @@ struct Resolver<'a, 'b> {
     cx: &'a mut CommitContext<'b>,
     exclusive_epoch: Option<StoreEpoch>,
     receipt: Receipt,
-    /// Whether a change of the set may rest on an earlier one of the same set.
-    reads_own: bool,
+    /// What the set has written so far, where one of its changes may rest on an earlier one:
+    /// `None` behind a key that it deleted.
+    own: Option<BTreeMap<Bytes, Option<Bytes>>>,
 }
 
 impl Resolver<'_, '_> {
@@ -213,7 +223,11 @@ impl Resolver<'_, '_> {
                 row,
                 scope,
                 descriptor,
-            } => self.grant(*row, scope, descriptor),
+            } => {
+                // A grant on what was pruned meanwhile would stay for good.
+                self.front(*row)?;
+                self.grant(*row, scope, descriptor)
+            }
             Change::Revoke { row, scope } => {
                 let key = keys::grant(scope, *row);
                 if self.raw(&key)?.is_some() {
@@ -265,13 +279,16 @@ impl Resolver<'_, '_> {
         )?;
         self.put_feed(position, row, None)?;
         if let Some((hash, canonical)) = &new.env {
-            let key = keys::env(hash);
-            let mut env = self.get::<StoredEnv>(&key)?.unwrap_or_else(|| StoredEnv {
-                users: 0,
-                canonical: canonical.to_vec(),
-            });
-            env.users += 1;
-            self.put(key, codec::encode(&env)?);
+            // The count has a key of its own, so that the environment is written once only.
+            let key = keys::env_users(hash);
+            let users = self.get::<StoredNumber>(&key)?.map_or(0, |users| users.0);
+            if users == 0 {
+                let env = StoredEnv {
+                    canonical: canonical.to_vec(),
+                };
+                self.put(keys::env(hash), codec::encode(&env)?);
+            }
+            self.put(key, codec::encode(&StoredNumber(users + 1))?);
         }
         if let Some((scope, descriptor)) = &new.grant {
             self.grant(row, scope, descriptor)?;
@@ -295,6 +312,14 @@ impl Resolver<'_, '_> {
     fn append(&mut self, append: &Append) -> Result<(), Stop> {
         let row = append.row;
         let (mut front, body) = self.state_value(row)?;
+        if !append.events.is_empty() {
+            // E1 and P2 do not rest on the conditions that a set happens to name.
+            require(
+                append.first_sequence == front.last_sequence + 1,
+                Refusal::Moved,
+            )?;
+            require(front.terminal_at_ms().is_none(), Refusal::Ended)?;
+        }
         match append.lease {
             LeaseWrite::Keep => {}
             LeaseWrite::Acquire { owner, token } => {
@@ -341,43 +366,6 @@ impl Resolver<'_, '_> {
         Ok(())
     }
 
-    fn deliver(&mut self, row: Row, wake: &WakeWrite) -> Result<(), Stop> {
-        let target = match &wake.target {
-            Some(target) => Some(target.clone()),
-            None => self
-                .get::<StoredScope>(&keys::wake_target(row))?
-                .map(SessionScope::from),
-        };
-        // A process with no target still logs the event.
-        let Some(target) = target else {
-            return Ok(());
-        };
-        if let Some(key) = &wake.dedupe_key {
-            let key = keys::wake_dedupe(&target, key);
-            if self.raw(&key)?.is_some() {
-                return Ok(());
-            }
-            self.put(key, Bytes::from_static(NOTHING));
-        }
-        let position = self.next_position();
-        let stored = StoredWake {
-            process_id: wake.process_id.clone(),
-            row: row.into(),
-            sequence: wake.sequence,
-            event_type: wake.event_type.clone(),
-            text: wake.text.clone(),
-            created_at_ms: wake.at_ms,
-        };
-        self.put(keys::wake(&target, position), codec::encode(&stored)?);
-        let back = StoredWakeOf {
-            scope: target.clone().into(),
-            dedupe_key: wake.dedupe_key.clone(),
-        };
-        self.put(keys::wake_of(row, position), codec::encode(&back)?);
-        self.receipt.woken.push(target);
-        Ok(())
-    }
-
     fn grant(
         &mut self,
         row: Row,
@@ -390,238 +378,6 @@ impl Resolver<'_, '_> {
             self.put(key, value);
             // G3: both directions in the same commit.
             self.put(keys::granted(row, scope), Bytes::from_static(NOTHING));
-        }
-        Ok(())
-    }
-
-    fn prune(&mut self, row: Row, id: &str, at_ms: u64) -> Result<(), Stop> {
-        let head_key = keys::head(row);
-        let head_bytes = self.raw(&head_key)?.ok_or(Refusal::Gone)?;
-        let (facts, _) = codec::decode::<StoredHead>(&head_bytes)?.facts(row);
-        let (front, state_body) = self.state_value(row)?;
-        let terminal = codec::decode_body::<StoredState>(&state_body)?
-            .facts(front.last_sequence)?
-            .terminal;
-        let Some((status, _)) = terminal else {
-            return Err(Refusal::Moved.into());
-        };
-        let mut report = ProcessPruneReport {
-            pruned_processes: 1,
-            pruned_events: front.last_sequence,
-            leases: u64::from(front.owner != 0),
-            bytes: front.log_bytes,
-            ..ProcessPruneReport::default()
-        };
-        for (key, _) in self.state.scan(&keys::scopes_granted(row), usize::MAX)? {
-            if let Some(scope) = keys::scope_of(&key) {
-                self.take(keys::grant(&scope, row), &mut report)?;
-            }
-            self.take(key, &mut report)?;
-            report.grants += 1;
-        }
-        report.wakes = self.drop_wakes_of(row, &mut report)?;
-        for range in [keys::replays(row.incarnation), keys::effects_on(id)] {
-            for (key, _) in self.state.scan(&range, usize::MAX)? {
-                self.take(key, &mut report)?;
-            }
-        }
-        for key in [
-            Some(head_key),
-            Some(keys::body(row)),
-            Some(keys::state(row)),
-            Some(keys::feed(front.feed_position)),
-            keys::originator(&facts.provenance.originator, row),
-            facts
-                .provenance
-                .parent
-                .as_ref()
-                .map(|parent| keys::child(parent.incarnation, row)),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            self.take(key, &mut report)?;
-        }
-        self.drop_wake_target(row, &mut report)?;
-        if let Some(hash) = facts.env_ref {
-            self.leave_env(&keys::env(&hash), &mut report)?;
-        }
-        self.cx.ops.push(Op::EraseLog {
-            incarnation: row.incarnation.get(),
-        });
-        let position = self.next_position();
-        let mut tombstone =
-            StoredTombstone::new(id, facts.hash, status, at_ms, front.last_sequence);
-        tombstone.feed_position = position;
-        self.put(keys::tombstone(row.incarnation), codec::encode(&tombstone)?);
-        self.put(
-            keys::id(id),
-            codec::encode(&StoredId::Pruned(row.incarnation.get()))?,
-        );
-        let gone = StoredChange::Pruned {
-            id: id.to_owned(),
-            incarnation: row.incarnation.get(),
-        };
-        self.put_once(keys::feed(position), codec::encode(&gone)?);
-        self.receipt.pruned.add(report);
-        Ok(())
-    }
-
-    /// Deletes a key and counts what it held.
-    fn take(&mut self, key: Bytes, report: &mut ProcessPruneReport) -> Result<(), Stop> {
-        if let Some(value) = self.raw(&key)? {
-            report.bytes += (key.len() + value.len()) as u64;
-            self.delete(key);
-        }
-        Ok(())
-    }
-
-    /// Drops every wake of a process; returns how many were still pending.
-    fn drop_wakes_of(&mut self, row: Row, report: &mut ProcessPruneReport) -> Result<u64, Stop> {
-        let mut pending = 0;
-        for (key, value) in self.state.scan(&keys::wakes_of_process(row), usize::MAX)? {
-            let back = codec::decode::<StoredWakeOf>(&value)?;
-            let scope = SessionScope::from(back.scope);
-            if let Some(position) = keys::number_of(&key) {
-                let wake = keys::wake(&scope, position);
-                pending += u64::from(self.raw(&wake)?.is_some());
-                self.take(wake, report)?;
-            }
-            if let Some(dedupe) = back.dedupe_key {
-                self.take(keys::wake_dedupe(&scope, &dedupe), report)?;
-            }
-            self.take(key, report)?;
-        }
-        Ok(pending)
-    }
-
-    fn drop_wake_target(&mut self, row: Row, report: &mut ProcessPruneReport) -> Result<(), Stop> {
-        let key = keys::wake_target(row);
-        if let Some(target) = self.get::<StoredScope>(&key)? {
-            self.take(keys::watched(&target.into(), row), report)?;
-            self.take(key, report)?;
-        }
-        Ok(())
-    }
-
-    fn leave_env(&mut self, key: &Bytes, report: &mut ProcessPruneReport) -> Result<(), Stop> {
-        let Some(mut env) = self.get::<StoredEnv>(key)? else {
-            return Ok(());
-        };
-        env.users = env.users.saturating_sub(1);
-        if env.users == 0 {
-            return self.take(key.clone(), report);
-        }
-        self.put(key.clone(), codec::encode(&env)?);
-        Ok(())
-    }
-
-    fn drop_tombstone(&mut self, incarnation: Incarnation) -> Result<(), Stop> {
-        let key = keys::tombstone(incarnation);
-        let Some(tombstone) = self.get::<StoredTombstone>(&key)? else {
-            return Ok(());
-        };
-        self.delete(key);
-        self.delete(keys::feed(tombstone.feed_position));
-        let id = keys::id(&tombstone.id);
-        if self.get::<StoredId>(&id)? == Some(StoredId::Pruned(incarnation.get())) {
-            self.delete(id);
-        }
-        let floor = self
-            .get::<StoredNumber>(&keys::feed_floor())?
-            .map_or(0, |number| number.0)
-            .max(tombstone.feed_position);
-        self.put(keys::feed_floor(), codec::encode(&StoredNumber(floor))?);
-        Ok(())
-    }
-
-    fn ack_wake(&mut self, scope: &SessionScope, position: u64) -> Result<(), Stop> {
-        let key = keys::wake(scope, position);
-        let Some(wake) = self.get::<StoredWake>(&key)? else {
-            return Ok(());
-        };
-        self.delete(key);
-        // A wake with a key leaves its way back, so that the key goes with the process.
-        let back_key = keys::wake_of(wake.row.into(), position);
-        let keyed = self
-            .get::<StoredWakeOf>(&back_key)?
-            .is_some_and(|back| back.dedupe_key.is_some());
-        if !keyed {
-            self.delete(back_key);
-        }
-        Ok(())
-    }
-
-    fn retarget_wakes(&mut self, row: Row, target: Option<&SessionScope>) -> Result<(), Stop> {
-        self.front(row)?;
-        let old = self
-            .get::<StoredScope>(&keys::wake_target(row))?
-            .map(SessionScope::from);
-        if old.as_ref() == target {
-            return Ok(());
-        }
-        if let Some(old) = old {
-            self.delete(keys::watched(&old, row));
-            self.discard_pending(row, &old)?;
-        }
-        match target {
-            Some(target) => {
-                self.put(
-                    keys::wake_target(row),
-                    codec::encode(&StoredScope::from(target.clone()))?,
-                );
-                self.put(keys::watched(target, row), Bytes::from_static(NOTHING));
-            }
-            None => self.delete(keys::wake_target(row)),
-        }
-        Ok(())
-    }
-
-    /// Discards what is pending for a scope from one process.
-    fn discard_pending(&mut self, row: Row, scope: &SessionScope) -> Result<(), Stop> {
-        for (key, value) in self.state.scan(&keys::wakes_of_process(row), usize::MAX)? {
-            let back = codec::decode::<StoredWakeOf>(&value)?;
-            if SessionScope::from(back.scope) != *scope {
-                continue;
-            }
-            let Some(position) = keys::number_of(&key) else {
-                continue;
-            };
-            let wake = keys::wake(scope, position);
-            if self.raw(&wake)?.is_some() {
-                self.delete(wake);
-                self.receipt.wakes_discarded += 1;
-            }
-            if let Some(dedupe) = back.dedupe_key {
-                self.delete(keys::wake_dedupe(scope, &dedupe));
-            }
-            self.delete(key);
-        }
-        Ok(())
-    }
-
-    fn forget_wake_scope(&mut self, scope: &SessionScope) -> Result<(), Stop> {
-        for (key, value) in self.state.scan(&keys::wakes_of_scope(scope), usize::MAX)? {
-            let wake = codec::decode::<StoredWake>(&value)?;
-            let position = keys::number_of(&key).unwrap_or(0);
-            let back_key = keys::wake_of(wake.row.into(), position);
-            if let Some(back) = self.get::<StoredWakeOf>(&back_key)?
-                && let Some(dedupe) = back.dedupe_key
-            {
-                self.delete(keys::wake_dedupe(scope, &dedupe));
-            }
-            self.delete(back_key);
-            self.delete(key);
-            self.receipt.wakes_discarded += 1;
-        }
-        for (key, _) in self
-            .state
-            .scan(&keys::watched_by_scope(scope), usize::MAX)?
-        {
-            if let Some(row) = keys::row_of(&key) {
-                self.delete(keys::wake_target(row));
-            }
-            self.delete(key);
         }
         Ok(())
     }
@@ -678,22 +434,26 @@ impl Resolver<'_, '_> {
 
     /// The value of a key as this set's earlier changes leave it.
     fn raw(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        if self.reads_own {
-            for op in self.cx.ops.iter().rev() {
-                match op {
-                    Op::Put { key: own, value } | Op::PutOnce { key: own, value } if own == key => {
-                        return Ok(Some(value.clone()));
-                    }
-                    Op::Delete { key: own } if own == key => return Ok(None),
-                    Op::Put { .. }
-                    | Op::PutOnce { .. }
-                    | Op::Delete { .. }
-                    | Op::Append { .. }
-                    | Op::EraseLog { .. } => {}
-                }
-            }
+        match self.own.as_ref().and_then(|own| own.get(key)) {
+            Some(written) => Ok(written.clone()),
+            None => self.state.get(key),
         }
-        self.state.get(key)
+    }
+
+    /// The entries of a range as this set's earlier changes leave them.
+    fn scan(&self, range: &KeyRange) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let stored = self.state.scan(range, usize::MAX)?;
+        let Some(own) = &self.own else {
+            return Ok(stored);
+        };
+        let mut entries: BTreeMap<Bytes, Bytes> = stored.into_iter().collect();
+        for (key, written) in own.range::<Bytes, _>(range.start.clone()..range.end.clone()) {
+            match written {
+                Some(value) => entries.insert(key.clone(), value.clone()),
+                None => entries.remove(key),
+            };
+        }
+        Ok(entries.into_iter().collect())
     }
 
     fn get<T: Stored>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
@@ -704,15 +464,24 @@ impl Resolver<'_, '_> {
     }
 
     fn put(&mut self, key: Bytes, value: Bytes) {
+        self.remember(&key, Some(&value));
         self.cx.ops.push(Op::Put { key, value });
     }
 
     fn put_once(&mut self, key: Bytes, value: Bytes) {
+        self.remember(&key, Some(&value));
         self.cx.ops.push(Op::PutOnce { key, value });
     }
 
     fn delete(&mut self, key: Bytes) {
+        self.remember(&key, None);
         self.cx.ops.push(Op::Delete { key });
+    }
+
+    fn remember(&mut self, key: &Bytes, value: Option<&Bytes>) {
+        if let Some(own) = &mut self.own {
+            own.insert(key.clone(), value.cloned());
+        }
     }
 }
 

@@ -73,6 +73,12 @@ struct TaskGuard {
     result: Option<EngineResult>,
 }
 
+impl TaskGuard {
+    fn finished(&mut self, result: EngineResult) {
+        self.result = Some(result);
+    }
+}
+
 impl Drop for TaskGuard {
     fn drop(&mut self) {
         self.shared.task_ended(self.incarnation);
@@ -124,7 +130,8 @@ impl Execution {
         let (engine, payload) = (launch.engine, launch.payload);
         let task = tokio::spawn(
             async move {
-                guard.result = Some(contained(engine.run(context, payload)).await);
+                let result = contained(engine.run(context, payload)).await;
+                guard.finished(result);
             }
             .instrument(span),
         );

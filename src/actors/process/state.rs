@@ -308,10 +308,11 @@ impl Process {
                     facts.claim = Some(self.shared.store.next_token()?);
                 }
             }
+            // Judged claimable right before this, in `next_attempt`; once more inside the commit.
+            Command::Begin { token, .. } => facts.claim = Some(*token),
             Command::RequestCancel { .. }
             | Command::RequestAbandon { .. }
             | Command::SetExternalRef { .. }
-            | Command::Begin { .. }
             | Command::BeginWait { .. }
             | Command::EndWait { .. }
             | Command::ScheduleRetry { .. }
@@ -719,7 +720,11 @@ impl Process {
         if let CommitError::Refused(Refusal::Gone) = &error {
             self.gone = true;
         }
-        if let CommitError::Refused(Refusal::Superseded | Refusal::OwnerLapsed) = &error {
+        if let CommitError::Refused(
+            refusal @ (Refusal::Superseded | Refusal::OwnerLapsed | Refusal::Leased),
+        ) = &error
+        {
+            debug!(process = %self.registration.id, ?refusal, "write of an owner refused");
             self.lost(work);
             return;
         }

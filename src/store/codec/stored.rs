@@ -727,10 +727,9 @@ pub(crate) struct StoredReplay {
 }
 stored!(StoredReplay, 0x0b, 1, "replay key");
 
-/// An environment, and how many processes captured it.
+/// An environment.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct StoredEnv {
-    pub(crate) users: u64,
     pub(crate) canonical: Vec<u8>,
 }
 stored!(StoredEnv, 0x0d, 1, "environment");
@@ -746,6 +745,14 @@ pub(crate) struct StoredWake {
     pub(crate) created_at_ms: u64,
 }
 stored!(StoredWake, 0x0e, 1, "wake");
+
+/// The wake that used a key within a scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct StoredDedupe {
+    pub(crate) row: StoredRow,
+    pub(crate) position: u64,
+}
+stored!(StoredDedupe, 0x0f, 1, "wake key");
 
 /// Whom a wake of a process went to, and under which key.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
