@@ -17,10 +17,14 @@ mod finish;
 pub(crate) mod fold;
 #[cfg(test)]
 mod fold_tests;
+#[cfg(test)]
+mod hostile_tests;
 pub(crate) mod ids;
 pub(crate) mod json;
 pub(crate) mod lease;
 pub mod limits;
+#[cfg(test)]
+mod limits_tests;
 pub(crate) mod observed;
 pub(crate) mod output;
 pub(crate) mod record;
