@@ -280,4 +280,38 @@ mod tests {
         let back: ContentHash = serde_json::from_value(json!(hash.to_string())).unwrap();
         assert_eq!(back, hash);
     }
+
+    #[test]
+    fn a_hash_is_read_from_64_digits_and_nothing_else() {
+        let digits = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        for text in [
+            String::new(),
+            digits[1..].to_owned(),
+            format!("{digits}0"),
+            format!("+a{}", &digits[2..]),
+            format!("g{}", &digits[1..]),
+            format!("é{}", &digits[2..]),
+        ] {
+            assert!(
+                serde_json::from_value::<ContentHash>(json!(text)).is_err(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_come_back_as_they_were_given() {
+        // Needs the exact parser of `serde_json`, which is a feature of it.
+        let mut bits: u64 = 0x2545_f491_4f6c_dd1d;
+        for _ in 0..50_000 {
+            bits ^= bits << 13;
+            bits ^= bits >> 7;
+            bits ^= bits << 17;
+            let Some(number) = serde_json::Number::from_f64(f64::from_bits(bits)) else {
+                continue;
+            };
+            let bytes = canonical_bytes(&Value::Number(number.clone()));
+            assert_eq!(parse(&bytes).unwrap(), Value::Number(number));
+        }
+    }
 }

@@ -255,7 +255,11 @@ fn without_its_engine_a_process_is_neither_claimed_nor_run() {
             // What would have been queued stays where it is; nothing else depends on the engine.
             let expected = match action {
                 RecoveryAction::Queue { .. } => NO_ENGINE,
-                other => other,
+                RecoveryAction::Leave(_)
+                | RecoveryAction::Abandon { .. }
+                | RecoveryAction::Cancel
+                | RecoveryAction::ExhaustRecoveries
+                | RecoveryAction::TimeOut => action,
             };
             let found = ask(&registration, &state.0, lease, false);
             assert_eq!(found, expected, "{disposition:?} {name}, lease {lease:?}");

@@ -6,10 +6,10 @@ mod table;
 use super::decide::{Command, Decision, Facts, Finisher, LeaseChange, apply_drafts, decide};
 use super::error::{Error, Result};
 use super::event::{CompletionAuthority, EventBody, RuntimeEvent, TerminalAuthority};
-use super::output::{ProcessAwaitOutput, TerminalState};
+use super::output::{AbandonProof, AbandonWriter, ProcessAwaitOutput, TerminalState};
 use super::record::{ProcessState, Writer};
 use super::request::RecoveryDisposition::{OwnerBound, Rerunnable};
-use super::testing::{failure, registration, scope, token};
+use super::testing::{abandoned, failure, registration, scope, token};
 use cases::{CLAIM, Column, HOLDER, Outcome, Row, later, outcome};
 use table::table;
 
@@ -232,15 +232,16 @@ fn authority(row: Row, column: Column) -> TerminalAuthority {
     let Ok(Decision::Commit { mut events, .. }) = outcome(row, column).decision else {
         panic!("{row:?} × {column:?} commits nothing");
     };
-    match events.pop().unwrap().body {
-        EventBody::Runtime(
-            RuntimeEvent::Completed { authority, .. }
-            | RuntimeEvent::Failed { authority, .. }
-            | RuntimeEvent::Cancelled { authority, .. }
-            | RuntimeEvent::Abandoned { authority, .. },
-        ) => authority,
-        other => panic!("{other:?} is not terminal"),
-    }
+    let EventBody::Runtime(
+        RuntimeEvent::Completed { authority, .. }
+        | RuntimeEvent::Failed { authority, .. }
+        | RuntimeEvent::Cancelled { authority, .. }
+        | RuntimeEvent::Abandoned { authority, .. },
+    ) = events.pop().unwrap().body
+    else {
+        panic!("{row:?} × {column:?} does not end the process");
+    };
+    authority
 }
 
 #[test]
@@ -289,14 +290,14 @@ fn a3_whoever_ends_a_lost_process_fences_its_owner() {
         claim: Some(token(HOLDER)),
         ..Facts::default()
     };
-    for finisher in [Finisher::Claim(token(HOLDER))] {
-        let output = failure();
-        let command = Command::Finish { output, finisher };
-        assert!(matches!(
-            decide(&registration, &state, command, facts),
-            Err(Error::Superseded { .. })
-        ));
-    }
+    let command = Command::Finish {
+        output: failure(),
+        finisher: Finisher::Claim(token(HOLDER)),
+    };
+    assert!(matches!(
+        decide(&registration, &state, command, facts),
+        Err(Error::Superseded { token: HOLDER, .. })
+    ));
 }
 
 #[test]
@@ -367,5 +368,76 @@ fn retries_end_where_the_policy_says() {
         state.retries = retries;
         let found = decide(&registration, &state, later(HOLDER).0, facts);
         assert_eq!(found.is_ok(), allowed, "{retries}: {found:?}");
+    }
+}
+
+#[test]
+fn a2_evidence_is_that_of_whoever_writes_it() {
+    use AbandonProof::{Drain, Lapse, StoreEpoch, Unowned};
+    use AbandonWriter::{OwnerDrain, ReconciledRequest, Sweep};
+
+    // Who may write what: the owner of a live lease; the reaper, where it lost its owner and an
+    // abandonment was asked for; and the reaper about what is executed elsewhere.
+    let table = [
+        (OwnerDrain, Drain, [true, false, false]),
+        (OwnerDrain, StoreEpoch, [false, false, false]),
+        (OwnerDrain, Lapse, [false, false, false]),
+        (OwnerDrain, Unowned, [false, false, false]),
+        (Sweep, Drain, [false, false, false]),
+        (Sweep, StoreEpoch, [false, true, false]),
+        (Sweep, Lapse, [false, false, false]),
+        (Sweep, Unowned, [false, true, false]),
+        (ReconciledRequest, Drain, [false, false, false]),
+        (ReconciledRequest, StoreEpoch, [false, true, true]),
+        (ReconciledRequest, Lapse, [false, true, true]),
+        (ReconciledRequest, Unowned, [false, true, true]),
+    ];
+    let by_reaper = Finisher::Authority(CompletionAuthority::ReconciledAbandon);
+    for (writer, proof, allowed) in table {
+        for ((row, holder, claim, finisher), allowed) in [
+            (
+                Row::BoundLiveAbandon,
+                Some(HOLDER),
+                None,
+                Finisher::Owner(token(HOLDER)),
+            ),
+            (
+                Row::BoundLostAbandon,
+                Some(HOLDER),
+                Some(CLAIM),
+                Finisher::Claim(token(CLAIM)),
+            ),
+            (Row::ExternalAbandon, None, None, by_reaper.clone()),
+        ]
+        .into_iter()
+        .zip(allowed)
+        {
+            let (registration, state, _) = row.build();
+            let facts = Facts {
+                replayed: None,
+                holder: holder.map(token),
+                claim: claim.map(token),
+            };
+            let output = abandoned(writer, proof);
+            let command = Command::Finish { output, finisher };
+            let found = decide(&registration, &state, command, facts);
+            assert_eq!(
+                found.is_ok(),
+                allowed,
+                "{row:?}: {writer:?} {proof:?}: {found:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn p4_a_refused_command_changes_no_byte() {
+    for row in Row::ALL {
+        for column in Column::ALL {
+            let outcome = outcome(*row, *column);
+            if outcome.decision.is_err() {
+                assert_eq!(outcome.state, row.build().1, "{row:?} × {column:?}");
+            }
+        }
     }
 }
