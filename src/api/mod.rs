@@ -1,5 +1,6 @@
 //! What hosts touch.
 
+mod commands;
 mod effects;
 mod observer;
 mod processes;
