@@ -16,4 +16,4 @@ pub use observer::ProcessWorkObserver;
 pub use processes::Processes;
 pub use session::{SessionHandle, SessionProcessAdmin};
 pub use subscription::Subscription;
-pub use supervisor::{InMemoryStore, ShutdownOptions, Supervisor, SupervisorBuilder};
+pub use supervisor::{InMemoryStore, ShutdownOptions, StoreStats, Supervisor, SupervisorBuilder};

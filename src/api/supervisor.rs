@@ -310,6 +310,30 @@ impl SupervisorBuilder {
     }
 }
 
+/// Work that a store has done since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub struct StoreStats {
+    /// Write sets that were accepted.
+    pub commits: u64,
+    /// Write sets that were refused.
+    pub refusals: u64,
+    /// Groups of them that were made durable together.
+    pub groups: u64,
+    /// Data syncs that an acknowledgement waited for.
+    pub syncs: u64,
+    /// Journal entries written.
+    pub journal_entries: u64,
+    /// Bytes of them.
+    pub journal_bytes: u64,
+    /// Keys written into the index behind the journal.
+    pub index_keys_written: u64,
+    /// Changes that wait to go into the index.
+    pub overlay_entries: u64,
+    /// Bytes of them.
+    pub overlay_bytes: u64,
+}
+
 /// An open runtime: the store, its processes, and what executes them. Cheap to clone; dropping the
 /// last clone without [`Supervisor::shutdown`] is like a crash: the next open recovers.
 #[derive(Debug, Clone)]
@@ -382,6 +406,33 @@ impl Supervisor {
     pub async fn verify(&self) -> Result<VerifyReport> {
         let shared = Arc::clone(&self.runtime.shared);
         blocking(move || Ok(crate::store::verify::verify(&shared.store)?)).await
+    }
+
+    /// What the store has done since it was opened.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        let stats = self.runtime.shared.store.stats();
+        StoreStats {
+            commits: stats.commits,
+            refusals: stats.refusals,
+            groups: stats.groups,
+            syncs: stats.syncs,
+            journal_entries: stats.journal_entries,
+            journal_bytes: stats.journal_bytes,
+            index_keys_written: stats.index_keys_written,
+            overlay_entries: stats.overlay_entries,
+            overlay_bytes: stats.overlay_bytes,
+        }
+    }
+
+    /// Waits until everything that is durable in the journal is in the index as well, and the
+    /// journal is trimmed. Changes nothing about what is durable; for benchmarks and backups.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn drain(&self) -> Result<()> {
+        let store = self.runtime.shared.store.clone();
+        blocking(move || Ok(store.drain()?)).await
     }
 
     /// Shuts down: stops admitting, gives started work its grace period, lets go of the store. When
