@@ -1,4 +1,4 @@
-//! Durable, supervised processes for agent hosts.
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 mod actors;

@@ -14,7 +14,7 @@ use super::{Ask, print};
 
 const CALLERS: [usize; 4] = [1, 16, 64, 256];
 
-pub fn run(ask: &Ask) {
+pub(crate) fn run(ask: &Ask) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -15,13 +15,13 @@ type Entry = (Vec<u8>, oneshot::Sender<()>);
 
 /// An append-only file and the thread that writes it.
 #[derive(Debug)]
-pub struct Floor {
+pub(crate) struct Floor {
     queue: mpsc::Sender<Entry>,
     syncs: Arc<AtomicU64>,
 }
 
 impl Floor {
-    pub fn open(path: &Path) -> Self {
+    pub(crate) fn open(path: &Path) -> Self {
         let mut file = File::create(path).expect("a file to append to");
         let (queue, entries) = mpsc::channel::<Entry>();
         let syncs = Arc::new(AtomicU64::new(0));
@@ -44,19 +44,19 @@ impl Floor {
     }
 
     /// Appends some bytes; they are durable when it returns.
-    pub async fn append(&self, bytes: Vec<u8>) {
+    pub(crate) async fn append(&self, bytes: Vec<u8>) {
         let (done, wait) = oneshot::channel();
         self.queue.send((bytes, done)).expect("the writer");
         wait.await.expect("the writer");
     }
 
-    pub fn syncs(&self) -> u64 {
+    pub(crate) fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
     }
 }
 
 /// The median of some data syncs after a small write, in microseconds.
-pub fn sync_us(path: &Path) -> u64 {
+pub(crate) fn sync_us(path: &Path) -> u64 {
     let mut file = File::create(path).expect("a file to sync");
     let mut times: Vec<Duration> = (0..500)
         .map(|_| {

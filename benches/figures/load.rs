@@ -7,24 +7,24 @@ use std::time::{Duration, Instant};
 
 /// What a load measured.
 #[derive(Debug, Clone)]
-pub struct Measured {
+pub(crate) struct Measured {
     /// Calls that were answered.
-    pub calls: u64,
+    pub(crate) calls: u64,
     /// From the first call to the end of what `finish` waited for.
-    pub elapsed: Duration,
+    pub(crate) elapsed: Duration,
     latencies_us: Vec<u64>,
 }
 
 impl Measured {
     /// Calls a second.
-    pub fn per_second(&self) -> f64 {
+    pub(crate) fn per_second(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
         let calls = self.calls as f64;
         calls / self.elapsed.as_secs_f64()
     }
 
     /// A latency at a quantile in thousandths.
-    pub fn quantile_us(&self, thousandths: usize) -> u64 {
+    pub(crate) fn quantile_us(&self, thousandths: usize) -> u64 {
         let last = self.latencies_us.len().saturating_sub(1);
         self.latencies_us
             .get(last * thousandths / 1_000)
@@ -35,7 +35,7 @@ impl Measured {
 
 /// Runs callers for a time. `call` is given the caller's number and the number of its call;
 /// `finish` is waited for before the clock stops, so that a burst into a buffer is no figure.
-pub async fn run<C, F, D>(callers: usize, time: Duration, call: C, finish: D) -> Measured
+pub(crate) async fn run<C, F, D>(callers: usize, time: Duration, call: C, finish: D) -> Measured
 where
     C: Fn(usize, u64) -> F + Send + Sync + 'static,
     F: Future<Output = ()> + Send,

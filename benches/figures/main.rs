@@ -18,14 +18,16 @@ use std::time::Duration;
 
 /// What a figure is asked for with.
 #[derive(Debug, Clone)]
-pub struct Ask {
+pub(crate) struct Ask {
     /// How long each throughput is measured.
-    pub seconds: Duration,
+    pub(crate) seconds: Duration,
     /// On which disk.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
-const FIGURES: &[(&str, fn(&Ask))] = &[("append", append::run)];
+type Figure = (&'static str, fn(&Ask));
+
+const FIGURES: &[Figure] = &[("append", append::run)];
 
 fn main() {
     let mut names = Vec::new();
@@ -65,6 +67,6 @@ fn main() {
 }
 
 /// Prints a figure.
-pub fn print(figure: &serde_json::Value) {
+pub(crate) fn print(figure: &serde_json::Value) {
     println!("{figure}");
 }

@@ -15,6 +15,9 @@ const FEED_PAGE: usize = 1_000;
 /// Processes whose commits are in flight at once: few, so that appends beside them stay fast.
 const IN_FLIGHT: usize = 8;
 
+/// A process that may be taken out: its id and where it is.
+type Candidate = (String, Row);
+
 impl Shared {
     /// Deletes what has ended before a cutoff. Restartable at any point.
     pub(crate) async fn prune(
@@ -54,7 +57,7 @@ impl Shared {
         after: u64,
         newest: u64,
         cutoff_epoch_ms: u64,
-    ) -> Result<(Vec<(String, Row)>, Option<u64>)> {
+    ) -> Result<(Vec<Candidate>, Option<u64>)> {
         let view = self.view()?;
         let entries = view.feed(after, FEED_PAGE)?;
         let next = entries.last().map(|(position, _)| *position);

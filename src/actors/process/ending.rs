@@ -268,7 +268,7 @@ impl Process {
 }
 
 /// How an execution ends.
-enum Ending {
+pub(super) enum Ending {
     /// Whatever it did, its lease is not ours any more.
     Lost,
     /// Without an outcome: it is to be run again.

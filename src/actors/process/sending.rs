@@ -16,6 +16,10 @@ use crate::store::writes;
 
 impl Process {
     /// Folds events into the newest state and sends them.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the work comes back with the refusal, to be answered"
+    )]
     pub(super) fn send(
         &mut self,
         work: Work,
@@ -174,6 +178,11 @@ impl Process {
             .collect()
     }
 
+    /// Sends a set, decided on everything that is in flight.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of the flight it becomes"
+    )]
     pub(super) fn submit(
         &mut self,
         work: Work,
