@@ -35,10 +35,7 @@ pub(crate) async fn start_as(
     controller: &ScopedEffectController<'_>,
 ) -> Result<ProcessRecord> {
     // Checked before anything looks at it: a value that is too deep overflows what walks it.
-    if let Err(error) = request.check() {
-        request.dismantle();
-        return Err(error);
-    }
+    let request = request.checked()?;
     let id = request.id.clone();
     let said = request.clone();
     let outcome = controller

@@ -5,6 +5,7 @@ mod effects;
 mod observer;
 mod processes;
 mod session;
+mod sessions;
 mod subscription;
 mod supervisor;
 

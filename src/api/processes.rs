@@ -20,7 +20,7 @@ use crate::model::{
     CompletionAuthority, ContentHash, Error, ObservedProcess, ObservedProcessEvent, Page,
     PageRequest, ProcessAwaitOutput, ProcessCancelSummary, ProcessEnvSpec, ProcessEvent,
     ProcessEventAppendRequest, ProcessHandleDescriptor, ProcessListFilter, ProcessPruneReport,
-    ProcessRecord, ProcessStartRequest, ProcessWorkSnapshot, Result, SessionScope,
+    ProcessRecord, ProcessStartRequest, ProcessWorkSnapshot, PruneSelector, Result, SessionScope,
 };
 
 /// The host's view of every process, with the host's own authority. Cheap to clone.
@@ -31,7 +31,7 @@ use crate::model::{
 /// starts, cancels and signals can be asked again with the same keys.
 #[derive(Debug, Clone)]
 pub struct Processes {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Processes {
@@ -225,7 +225,9 @@ impl Processes {
     /// # Errors
     /// Only those of the store; what was pruned before stays pruned.
     pub async fn prune(&self, cutoff_epoch_ms: u64) -> Result<ProcessPruneReport> {
-        self.shared.prune(cutoff_epoch_ms).await
+        self.shared
+            .prune_where(&PruneSelector::older_than(cutoff_epoch_ms))
+            .await
     }
 
     /// Asks that a process be given up. Ends nothing by itself: the reaper does, once nobody holds

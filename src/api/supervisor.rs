@@ -14,7 +14,7 @@ use crate::actors::reads::blocking;
 use crate::actors::{RecoveryReport, Runtime, ShutdownReport};
 use crate::engines::ProcessEngine;
 use crate::model::ids::check_id;
-use crate::model::{Error, LeaseTimings, Result, SessionScope, VerifyReport};
+use crate::model::{Error, LeaseTimings, Result, RetentionPolicy, SessionScope, VerifyReport};
 use crate::store::clock::{Clock, SystemClock};
 use crate::store::kv::{Durability, Kv};
 use crate::store::memory_kv::{MemoryKv, MemoryStore};
@@ -208,6 +208,23 @@ impl SupervisorBuilder {
     #[must_use]
     pub fn recover(mut self, recover: bool) -> Self {
         self.config.recover = recover;
+        self
+    }
+
+    /// Has the reaper prune what ended longer ago than a policy keeps it; may be called several
+    /// times, for several filters. By default nothing is pruned by itself.
+    #[must_use]
+    pub fn retention(mut self, policy: RetentionPolicy) -> Self {
+        self.config.retention.push(policy);
+        self
+    }
+
+    /// How long the tombstones of pruned processes are kept, by default 30 days: so long a late
+    /// await is told what became of it, a late start does not run it again, and a reader of the
+    /// change feed learns of the deletion.
+    #[must_use]
+    pub fn keep_tombstones_for(mut self, keep: Duration) -> Self {
+        self.config.keep_tombstones_for = keep;
         self
     }
 

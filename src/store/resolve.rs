@@ -161,9 +161,6 @@ impl Resolver<'_, '_> {
                 self.front(*row)?.last_sequence == *last_sequence,
                 Refusal::Moved,
             ),
-            Condition::Running { row } => {
-                require(self.front(*row)?.terminal_at_ms().is_none(), Refusal::Ended)
-            }
             // L3: the fence. Without this check a returning owner writes over its successor.
             Condition::Token { row, token } => {
                 let front = self.front(*row)?;

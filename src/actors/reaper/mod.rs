@@ -19,7 +19,7 @@ pub use report::{RecoveryReport, RecoveryStep};
 
 use sweep::Sweep;
 
-use super::config::PASSIVATE_AFTER;
+use super::config::{PASSIVATE_AFTER, RETAIN_EVERY};
 use super::runtime::Shared;
 use crate::model::{Error, Result};
 
@@ -40,6 +40,10 @@ pub(crate) enum ReaperMsg {
     Swept,
     /// Actors with nothing to do may go.
     Passivate,
+    /// What is kept longer than it should be may go.
+    Retain,
+    /// That is done.
+    Retained,
 }
 
 pub(crate) struct Reaper;
@@ -47,6 +51,7 @@ pub(crate) struct Reaper;
 pub(crate) struct ReaperState {
     shared: Arc<Shared>,
     sweeping: bool,
+    retaining: bool,
     /// Asked for while a sweep was going on, or too soon after one.
     again: bool,
     /// A timer for that is set.
@@ -65,10 +70,12 @@ impl Actor for Reaper {
         shared: Arc<Shared>,
     ) -> Result<ReaperState, ActorProcessingErr> {
         myself.send_interval(shared.config.sweep_every, || ReaperMsg::Tick);
+        myself.send_interval(RETAIN_EVERY, || ReaperMsg::Retain);
         myself.send_interval(PASSIVATE_AFTER / 2, || ReaperMsg::Passivate);
         Ok(ReaperState {
             shared,
             sweeping: false,
+            retaining: false,
             again: false,
             delayed: false,
             waiting: Vec::new(),
@@ -100,6 +107,8 @@ impl Actor for Reaper {
                     state.sweep_soon(&myself);
                 }
             }
+            ReaperMsg::Retain => state.retain(&myself),
+            ReaperMsg::Retained => state.retaining = false,
             ReaperMsg::Passivate => state.shared.passivate_idle(PASSIVATE_AFTER),
         }
         Ok(())
@@ -111,6 +120,21 @@ impl Actor for Reaper {
 const GATHER: Duration = Duration::from_millis(50);
 
 impl ReaperState {
+    fn retain(&mut self, myself: &ActorRef<ReaperMsg>) {
+        if self.retaining || !self.shared.config.recover || self.shared.is_shutting_down() {
+            return;
+        }
+        self.retaining = true;
+        let shared = Arc::clone(&self.shared);
+        let myself = myself.clone();
+        tokio::spawn(async move {
+            if let Err(error) = shared.retain().await {
+                warn!(%error, "retention failed");
+            }
+            let _ = myself.cast(ReaperMsg::Retained);
+        });
+    }
+
     fn sweep_soon(&mut self, myself: &ActorRef<ReaperMsg>) {
         if !std::mem::replace(&mut self.delayed, true) {
             myself.send_after(GATHER, || ReaperMsg::SweepDelayed);
