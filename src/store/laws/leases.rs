@@ -7,7 +7,7 @@ use crate::model::lease::OwnerStanding;
 use crate::model::recovery::LeaseStanding;
 use crate::model::*;
 use crate::store::testing::*;
-use crate::store::write_set::{Change, Condition, Refusal};
+use crate::store::write_set::{Change, CommitError, Condition, Refusal, WriteSet};
 use crate::store::writes;
 
 fn free(process: &Proc) -> Condition {
@@ -302,6 +302,65 @@ fn l6_no_clock_breaks_fencing(ground: &Ground) {
     host.store.close().unwrap();
 }
 
+/// Whoever is first in the queue, with both in one group where the machine has groups: the other
+/// one is refused, and can tell by its refusal.
+fn a4_of_completion_and_abandonment_one_wins_and_the_other_learns_it(ground: &Ground) {
+    let host = ground.open();
+    for owner_first in [true, false] {
+        let owner = host.owner();
+        let mut process = host.start(request(&format!("p-{owner_first}")));
+        let held = host.begin(&mut process, owner);
+        host.clock.advance(TTL_MS);
+        let mut reaper = reloaded(&host, &process);
+        let completes = WriteSet::new(
+            vec![process.token(held), process.at()],
+            vec![outcome(&host, &mut process, held)],
+        );
+        let abandon = Command::Finish {
+            output: ProcessAwaitOutput::Abandoned {
+                evidence: AbandonEvidence {
+                    writer: AbandonWriter::ReconciledRequest,
+                    owner: Some(host.named(owner)),
+                    proof: AbandonProof::Lapse,
+                    requested_by: Some("someone".into()),
+                    survivors: Vec::new(),
+                    epoch_ms: host.store.now_ms(),
+                },
+            },
+            finisher: Finisher::Claim(host.store.next_token().unwrap()),
+        };
+        let abandons = WriteSet::new(
+            vec![free(&reaper), reaper.at()],
+            vec![reaper.decide(&host, abandon, Facts::default())],
+        );
+        let gate = Gate::close(ground, &host);
+        let (first, second) = if owner_first {
+            let first = host.submit(completes);
+            (first, host.submit(abandons))
+        } else {
+            let first = host.submit(abandons);
+            (first, host.submit(completes))
+        };
+        if let Some(gate) = gate {
+            gate.open();
+        }
+        first.recv().unwrap().unwrap();
+        let (refusal, state) = if owner_first {
+            (Refusal::Moved, TerminalState::Completed)
+        } else {
+            (Refusal::Superseded, TerminalState::Abandoned)
+        };
+        match second.recv().unwrap() {
+            Err(CommitError::Refused(found)) => assert_eq!(found, refusal),
+            other => panic!("both won: {other:?}"),
+        }
+        let loaded = host.view().load(process.row()).unwrap().unwrap();
+        assert_eq!(loaded.state.terminal(), Some(state));
+    }
+    host.assert_clean();
+    host.store.close().unwrap();
+}
+
 #[test]
 fn l1_in_a_shared_store_a_second_host_takes_over_a_lapsed_lease_and_the_revenant_is_refused() {
     let ground = Ground::shared();
@@ -353,4 +412,5 @@ held_by_both!(
     l4_a_lapsed_heartbeat_is_not_revived,
     l8_an_owner_of_an_earlier_epoch_writes_nothing,
     l6_no_clock_breaks_fencing,
+    a4_of_completion_and_abandonment_one_wins_and_the_other_learns_it,
 );

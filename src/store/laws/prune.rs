@@ -259,6 +259,31 @@ fn a_dropped_tombstone_takes_its_id_and_its_deletion_along_and_raises_the_floor(
     host.store.close().unwrap();
 }
 
+/// The scan of effects in `drop_tombstone`.
+fn r2_an_effect_on_what_is_gone_goes_with_its_tombstone(ground: &Ground) {
+    let host = ground.open();
+    let mut process = host.start(request("p"));
+    host.finish(&mut process);
+    host.prune(&process);
+    for id in ["p", "pp"] {
+        let cancel = EffectKey::Cancel {
+            process_id: id.into(),
+        };
+        let scope = ExecutionScope::operation("late");
+        let effect = writes::record_effect(&scope, &cancel, b"1".to_vec(), b"2".to_vec());
+        host.ok(vec![], vec![effect.unwrap()]);
+    }
+    let incarnation = process.registration.incarnation;
+    host.ok(vec![], vec![Change::DropTombstone { incarnation }]);
+    let scope = ExecutionScope::operation("late");
+    let other = EffectKey::Cancel {
+        process_id: "pp".into(),
+    };
+    let left: Vec<_> = host.keys().into_keys().collect();
+    assert_eq!(left, [keys::effect(&scope, &other), keys::feed_floor()]);
+    host.store.close().unwrap();
+}
+
 /// What the same set did before counts in the report.
 fn a_prune_sees_what_its_own_set_changed(ground: &Ground) {
     let host = ground.open();
@@ -300,5 +325,6 @@ held_by_both!(
     an_environment_stays_as_long_as_somebody_uses_it,
     a_pruned_id_begins_a_new_incarnation,
     a_dropped_tombstone_takes_its_id_and_its_deletion_along_and_raises_the_floor,
+    r2_an_effect_on_what_is_gone_goes_with_its_tombstone,
     a_prune_sees_what_its_own_set_changed,
 );
