@@ -29,15 +29,14 @@ fn p3_a_pruned_id_is_taken_for_the_same_content_and_free_for_other(ground: &Grou
     host.finish(&mut first);
     host.prune(&first);
     let late = Proc::new(&host, request("p"), None);
-    match host.refused(vec![late.id_free()], vec![late.register()]) {
-        Refusal::Pruned(tombstone) => {
-            assert_eq!(tombstone.incarnation, first.registration.incarnation);
-            assert_eq!(tombstone.status, TerminalState::Completed);
-            assert_eq!(tombstone.events, 1);
-            assert_eq!(tombstone.pruned_at_ms, START_MS);
-        }
-        other => panic!("{other:?}"),
-    }
+    let refusal = host.refused(vec![late.id_free()], vec![late.register()]);
+    let Refusal::Pruned(tombstone) = refusal else {
+        panic!("{refusal:?}");
+    };
+    assert_eq!(tombstone.incarnation, first.registration.incarnation);
+    assert_eq!(tombstone.status, TerminalState::Completed);
+    assert_eq!(tombstone.events, 1);
+    assert_eq!(tombstone.pruned_at_ms, START_MS);
     let other = host.start(request("p").with_priority(9));
     assert!(other.registration.incarnation > first.registration.incarnation);
     assert_eq!(
@@ -65,10 +64,11 @@ fn e1_an_append_on_an_older_revision_is_refused(ground: &Ground) {
 
 /// An append without events, so that nothing but the conditions can refuse it.
 fn lease_only(process: &Proc) -> crate::store::write_set::Append {
-    match crate::store::writes::release(process.row(), process.state.last_sequence) {
-        Change::Append(append) => *append,
-        other => panic!("{other:?}"),
-    }
+    let release = crate::store::writes::release(process.row(), process.state.last_sequence);
+    let Change::Append(append) = release else {
+        panic!("a release is an append");
+    };
+    *append
 }
 
 /// The check of the first sequence in `append`, which no condition can be forgotten for.
@@ -176,13 +176,7 @@ fn p4_nothing_is_written_about_what_is_gone(ground: &Ground) {
     host.finish(&mut process);
     host.prune(&process);
     let row = process.row();
-    let bystander = Change::PutOwner {
-        number: OwnerNumber(1),
-        record: match host.beat(OwnerNumber(1)) {
-            Change::PutOwner { record, .. } => record,
-            other => panic!("{other:?}"),
-        },
-    };
+    let bystander = host.beat(OwnerNumber(1));
     for condition in [
         process.at(),
         Condition::Running { row },

@@ -87,9 +87,8 @@ fn r2_a_prune_leaves_the_id_the_tombstone_and_the_deletion_and_counts_all_else(g
     host.begin(&mut process, owner);
     // Ends under its lease, and keeps it: the report counts it.
     let end = process.event("done", json!({}), None, None);
-    let end = match end {
-        decide::Command::Append { event, .. } => event,
-        other => panic!("{other:?}"),
+    let decide::Command::Append { event: end, .. } = end else {
+        panic!("an event is appended");
     };
     let token = host.view().front(process.row()).unwrap().unwrap().token;
     let facts = Facts {

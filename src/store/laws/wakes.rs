@@ -82,7 +82,7 @@ fn a_key_wakes_a_scope_once_whoever_uses_it(ground: &Ground) {
     let command = one.event("ask", ask("a"), None, Some(other.clone()));
     assert_eq!(
         host.step(&mut one, command, Facts::default()).woken,
-        [other.clone()]
+        vec![other.clone()]
     );
     assert_eq!(pending(&host, &other), ["ask a"]);
     assert_eq!(host.view().wakes_of_session("target").unwrap().len(), 2);
@@ -101,10 +101,11 @@ fn a_key_wakes_once_within_one_set_too(ground: &Ground) {
     let at = process.at();
     let mut decided = ["a", "a", "b"].into_iter().map(|key| {
         let command = process.event("ask", ask(key), None, None);
-        match process.decide(&host, command, Facts::default()) {
-            Change::Append(append) => *append,
-            other => panic!("{other:?}"),
-        }
+        let change = process.decide(&host, command, Facts::default());
+        let Change::Append(append) = change else {
+            panic!("an event is appended");
+        };
+        *append
     });
     let mut whole = decided.next().unwrap();
     for next in decided {
