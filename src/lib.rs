@@ -1,12 +1,23 @@
 //! Durable, supervised processes for agent hosts.
 #![deny(missing_docs)]
 
+mod actors;
+mod api;
 mod engines;
 mod model;
-#[expect(dead_code, reason = "the layers above arrive in the next commits")]
 mod store;
 
+pub use actors::{RecoveryReport, RecoveryStep, ShutdownReport};
+pub use api::{
+    Effect, EffectController, EffectExecution, EffectOutcome, InMemoryStore, InlineEffects,
+    JournaledEffects, ProcessWorkObserver, Processes, ScopedEffectController, SessionHandle,
+    SessionProcessAdmin, ShutdownOptions, Subscription, Supervisor, SupervisorBuilder,
+};
 pub use engines::{
     CancelReason, EngineFailure, EngineResult, PayloadProblem, ProcessContext, ProcessEngine,
 };
+#[cfg(all(feature = "command", unix, not(target_os = "openbsd")))]
+pub use engines::{CommandEngine, SurvivorPolicy};
 pub use model::*;
+pub use store::clock::{Clock, SystemClock};
+pub use store::kv::Durability;

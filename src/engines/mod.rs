@@ -1,15 +1,19 @@
 //! The contract of an engine: what executes processes, and what it may ask of the runtime.
 
+#[cfg(all(feature = "command", unix, not(target_os = "openbsd")))]
+mod command;
 mod context;
 mod failure;
 
+#[cfg(all(feature = "command", unix, not(target_os = "openbsd")))]
+pub use command::{CommandEngine, SurvivorPolicy};
 pub use context::{CancelReason, ProcessContext};
 pub(crate) use context::{CancelSignal, ExecutionPort};
 pub use failure::{EngineFailure, EngineResult, PayloadProblem};
 
 use serde_json::Value;
 
-use crate::model::ProcessEventType;
+use crate::model::{ProcessEvent, ProcessEventType, ProcessRecord, Survivor};
 
 /// Executes the processes of one kind.
 ///
@@ -59,4 +63,26 @@ pub trait ProcessEngine: Send + Sync + 'static {
     /// # Errors
     /// The failure, as it will stand in the log.
     async fn run(&self, cx: ProcessContext, payload: Value) -> EngineResult;
+
+    /// The replay key of the event in which the last attempt of a process said what of it could
+    /// outlive the runtime; `None` for an engine whose work ends with the runtime.
+    ///
+    /// A key and not a type, so that recovery reads one event and never looks through a log.
+    fn survivor_key(&self, record: &ProcessRecord) -> Option<String> {
+        let _ = record;
+        None
+    }
+
+    /// Looks for what an attempt left behind after its owner was gone, ends it if that is the
+    /// engine's way, and says what it found. Recovery calls it before it abandons a process or
+    /// runs it again, with the event of [`ProcessEngine::survivor_key`] where the log has it.
+    ///
+    /// It may be called again for the same event, and must never touch what is not the attempt's.
+    ///
+    /// # Cancel safety
+    /// The future may be dropped at any point; recovery then calls it again later.
+    async fn end_survivors(&self, event: &ProcessEvent) -> Vec<Survivor> {
+        let _ = event;
+        Vec::new()
+    }
 }

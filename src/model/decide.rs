@@ -6,178 +6,28 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::error::{Error, Result};
-use super::event::{
-    CompletionAuthority, EventBody, ProcessEventAppendRequest, RuntimeEvent, StartReason,
-    TerminalAuthority, WaitResult,
+#[cfg(test)]
+pub(crate) use super::append::check_signal;
+pub(crate) use super::append::{
+    CheckedEvent, PreparedEvent, ReplayKey, Replayed, WakeDraft, check_event, check_prepared,
+    content_of, prepare_event, prepare_signal,
 };
-use super::event_type::WakeNotice;
+use super::error::{Error, Result, clip};
+use super::event::{
+    CompletionAuthority, EventBody, RuntimeEvent, StartReason, TerminalAuthority, WaitResult,
+};
+use super::finish::finish;
 use super::fold::{self, FoldError};
-use super::ids::{FencingToken, check_event_name, check_id, check_signal_name, check_text};
-use super::json::{self, ContentHash, Payload};
+use super::ids::{FencingToken, check_id, check_signal_name, check_text};
+use super::json::{self, Payload};
 use super::lease::ProcessOwner;
 use super::limits::{
-    EXTERNAL_REF_BYTES_MAX, OPEN_WAITS_MAX, PAYLOAD_BYTES_MAX, REPLAY_KEY_BYTES_MAX,
-    RUNTIME_EVENT_PREFIX, SIGNAL_EVENT_PREFIX, TEXT_BYTES_MAX,
+    EXTERNAL_REF_BYTES_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, OPEN_WAITS_MAX, SIGNAL_EVENT_PREFIX,
+    TEXT_BYTES_MAX,
 };
 use super::output::{ProcessAwaitOutput, ProcessError};
 use super::record::{ProcessState, Registration, Writer};
 use super::request::RecoveryDisposition;
-use super::scope::SessionScope;
-
-/// An event of a declared type, checked and in the form in which it is stored.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct CheckedEvent {
-    pub(crate) event_type: String,
-    pub(crate) payload: Payload,
-    /// The payload's canonical bytes.
-    pub(crate) canonical: Bytes,
-    pub(crate) replay: Option<ReplayKey>,
-    pub(crate) wake: Option<WakeDraft>,
-    /// Whether an event of this type ends the process.
-    pub(crate) is_terminal: bool,
-}
-
-/// A replay key and what it stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ReplayKey {
-    pub(crate) key: String,
-    pub(crate) content: ContentHash,
-}
-
-/// A wake that an event makes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct WakeDraft {
-    pub(crate) notice: WakeNotice,
-    /// Whom it wakes, if not the process's wake target.
-    pub(crate) target: Option<SessionScope>,
-}
-
-/// The event that a replay key already stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Replayed {
-    pub(crate) sequence: u64,
-    pub(crate) content: ContentHash,
-}
-
-/// Checks an event that somebody wants to append, everything about it that needs no state.
-pub(crate) fn check_event(
-    registration: &Registration,
-    request: ProcessEventAppendRequest,
-) -> Result<CheckedEvent> {
-    let checked = check_event_fields(registration, &request);
-    match checked {
-        Ok((canonical, wake, is_terminal)) => {
-            let replay = request.replay_key.map(|key| ReplayKey {
-                content: content_of(&request.event_type, &canonical),
-                key,
-            });
-            Ok(CheckedEvent {
-                event_type: request.event_type,
-                payload: Payload::from(request.payload),
-                canonical: Bytes::from(canonical),
-                replay,
-                wake,
-                is_terminal,
-            })
-        }
-        Err(error) => {
-            json::dismantle(request.payload);
-            Err(error.for_process(&registration.id))
-        }
-    }
-}
-
-type CheckedFields = (Vec<u8>, Option<WakeDraft>, bool);
-
-fn check_event_fields(
-    registration: &Registration,
-    request: &ProcessEventAppendRequest,
-) -> Result<CheckedFields> {
-    check_event_name("event_type", &request.event_type)?;
-    let undeclared = |reason: &str| Error::UndeclaredEvent {
-        process_id: registration.id.clone(),
-        event_type: request.event_type.clone(),
-        reason: reason.to_owned(),
-    };
-    if request.event_type.starts_with(RUNTIME_EVENT_PREFIX) {
-        return Err(undeclared("is the runtime's own"));
-    }
-    if let Some(key) = &request.replay_key {
-        check_id("replay_key", key)?;
-        check_text("replay_key", key, REPLAY_KEY_BYTES_MAX)?;
-    }
-    if let Some(scope) = &request.wake_target_scope {
-        scope.check("wake_target_scope")?;
-    }
-    let canonical = json::bounded_bytes("payload", &request.payload, PAYLOAD_BYTES_MAX)?;
-    let declared = registration
-        .event_type(&request.event_type)
-        .ok_or_else(|| undeclared("was not declared at start"))?;
-    declared.check_payload(&registration.id, &request.payload)?;
-    let wake = declared
-        .wake
-        .as_ref()
-        .and_then(|wake| wake.notice(&request.payload))
-        .map(|notice| WakeDraft {
-            notice,
-            target: request.wake_target_scope.clone(),
-        });
-    Ok((canonical, wake, declared.terminal.is_some()))
-}
-
-/// Checks a signal and gives its event the replay key that makes it idempotent.
-pub(crate) fn check_signal(
-    registration: &Registration,
-    signal_name: &str,
-    signal_id: &str,
-    mut request: ProcessEventAppendRequest,
-) -> Result<CheckedEvent> {
-    let of_process = |error: Error| error.for_process(&registration.id);
-    check_signal_name("signal_name", signal_name).map_err(of_process)?;
-    check_id("signal_id", signal_id).map_err(of_process)?;
-    if request.event_type != format!("{SIGNAL_EVENT_PREFIX}{signal_name}") {
-        return Err(of_process(Error::invalid(
-            "request.event_type",
-            format!("is {:?}", super::error::clip(&request.event_type, 160)),
-            format!("exactly {SIGNAL_EVENT_PREFIX}{signal_name}"),
-        )));
-    }
-    let key = signal_replay_key(signal_name, signal_id);
-    if request
-        .replay_key
-        .as_ref()
-        .is_some_and(|given| *given != key)
-    {
-        return Err(of_process(Error::invalid(
-            "request.replay_key",
-            "is set, but a signal is identified by its signal_id",
-            "absent",
-        )));
-    }
-    request.replay_key = None;
-    let mut checked = check_event(registration, request)?;
-    checked.replay = Some(ReplayKey {
-        content: content_of(&checked.event_type, &checked.canonical),
-        key,
-    });
-    Ok(checked)
-}
-
-/// The replay key of a signal. Control characters are refused in callers' keys, so none of theirs
-/// can be the same.
-pub(crate) fn signal_replay_key(signal_name: &str, signal_id: &str) -> String {
-    format!("\u{1}signal\u{1}{signal_name}\u{1}{signal_id}")
-}
-
-/// What a replay key stands for, as a hash: the event's type and payload.
-pub(crate) fn content_of(event_type: &str, canonical: &[u8]) -> ContentHash {
-    let mut whole = Vec::with_capacity(event_type.len() + 1 + canonical.len());
-    whole.extend_from_slice(event_type.as_bytes());
-    whole.push(0);
-    whole.extend_from_slice(canonical);
-    ContentHash::of(&whole)
-}
 
 /// What somebody wants of a process.
 #[derive(Debug, Clone, PartialEq)]
@@ -308,7 +158,7 @@ pub(crate) fn decide(
             owner,
             token,
             reason,
-        } => begin(registration, state, owner, token, reason),
+        } => begin(registration, state, owner, token, reason, facts),
         Command::BeginWait {
             token,
             signal_name,
@@ -316,20 +166,7 @@ pub(crate) fn decide(
             deadline_ms,
         } => {
             require_holder(registration, state, facts, token)?;
-            if state.waits.len() >= OPEN_WAITS_MAX {
-                return Err(Error::Overloaded {
-                    what: format!("open waits of process {}", registration.id),
-                    limit: OPEN_WAITS_MAX as u64,
-                });
-            }
-            commit(
-                RuntimeEvent::Waiting {
-                    signal_name,
-                    number,
-                    deadline_ms,
-                },
-                LeaseChange::Keep,
-            )
+            begin_wait(registration, state, signal_name, number, deadline_ms)
         }
         Command::EndWait {
             token,
@@ -338,14 +175,7 @@ pub(crate) fn decide(
             result,
         } => {
             require_holder(registration, state, facts, token)?;
-            commit(
-                RuntimeEvent::Resumed {
-                    signal_name,
-                    number,
-                    result,
-                },
-                LeaseChange::Keep,
-            )
+            end_wait(registration, state, signal_name, number, result)
         }
         Command::ScheduleRetry {
             token,
@@ -353,13 +183,7 @@ pub(crate) fn decide(
             error,
         } => {
             require_holder(registration, state, facts, token)?;
-            if registration.disposition != RecoveryDisposition::Rerunnable {
-                return Err(illegal(registration, "only rerunnable work is tried again"));
-            }
-            commit(
-                RuntimeEvent::RetryScheduled { retry_at_ms, error },
-                LeaseChange::Release,
-            )
+            schedule_retry(registration, state, retry_at_ms, &error)
         }
         Command::Finish { output, finisher } => {
             finish(registration, state, output, finisher, facts)
@@ -534,6 +358,7 @@ fn begin(
     owner: ProcessOwner,
     token: FencingToken,
     reason: StartReason,
+    facts: Facts,
 ) -> Result<Decision> {
     require_running(registration, state)?;
     match registration.disposition {
@@ -548,10 +373,27 @@ fn begin(
         }
         RecoveryDisposition::OwnerBound | RecoveryDisposition::Rerunnable => {}
     }
+    require_claim(registration, facts, token)?;
+    let of_process = |reason: &str, limit: &str| {
+        Error::invalid("start", reason, limit).for_process(&registration.id)
+    };
+    // What nobody holds and somebody asked to stop ends as it is, without running once more.
+    if state.cancel_request.is_some() {
+        return Err(of_process("comes after a request to cancel", "no request"));
+    }
+    if state.abandon_request.is_some() {
+        return Err(of_process("comes after a request to abandon", "no request"));
+    }
+    if (reason == StartReason::First) != (state.attempt == 0) {
+        return Err(of_process(
+            "gives a reason that is not that of its attempt",
+            "first for the first attempt and for no other",
+        ));
+    }
     commit(
         RuntimeEvent::Started {
             owner,
-            attempt: state.attempt + 1,
+            attempt: state.attempt.saturating_add(1),
             fencing_token: token,
             reason,
         },
@@ -559,86 +401,125 @@ fn begin(
     )
 }
 
-fn finish(
+fn begin_wait(
     registration: &Registration,
     state: &ProcessState,
-    output: ProcessAwaitOutput,
-    finisher: Finisher,
-    facts: Facts,
+    signal_name: String,
+    number: u64,
+    deadline_ms: Option<u64>,
 ) -> Result<Decision> {
-    output
-        .check()
-        .map_err(|error| error.for_process(&registration.id))?;
-    let (authority, lease) = match finisher {
-        Finisher::Owner(token) => {
-            require_holder(registration, state, facts, token)?;
-            (
-                TerminalAuthority::Lease {
-                    fencing_token: token,
-                },
-                LeaseChange::Release,
-            )
-        }
-        Finisher::Claim(token) => {
-            require_running(registration, state)?;
-            let authority = match &output {
-                ProcessAwaitOutput::Abandoned { .. } => TerminalAuthority::ReconciledAbandon,
-                ProcessAwaitOutput::Success { .. }
-                | ProcessAwaitOutput::Failure { .. }
-                | ProcessAwaitOutput::Cancelled { .. } => TerminalAuthority::Lease {
-                    fencing_token: token,
-                },
-            };
-            (authority, LeaseChange::Pass(token))
-        }
-        Finisher::Authority(authority) => {
-            require_running(registration, state)?;
-            check_authority(registration, &output, &authority)
-                .map_err(|error| error.for_process(&registration.id))?;
-            (authority.into(), LeaseChange::Keep)
-        }
-    };
-    commit(RuntimeEvent::terminal(output, authority), lease)
+    check_wait(registration, &signal_name, number)?;
+    if state.open_wait(&signal_name, number).is_some() {
+        return Err(Error::invalid(
+            "number",
+            format!("is {number}, and that wait for {signal_name} is open already"),
+            "each wait once",
+        )
+        .for_process(&registration.id));
+    }
+    if state.waits.len() >= OPEN_WAITS_MAX {
+        return Err(Error::Overloaded {
+            what: format!("open waits of process {}", registration.id),
+            limit: OPEN_WAITS_MAX as u64,
+        });
+    }
+    commit(
+        RuntimeEvent::Waiting {
+            signal_name,
+            number,
+            deadline_ms,
+        },
+        LeaseChange::Keep,
+    )
 }
 
-fn check_authority(
+fn end_wait(
     registration: &Registration,
-    output: &ProcessAwaitOutput,
-    authority: &CompletionAuthority,
-) -> Result<()> {
-    let abandons = matches!(output, ProcessAwaitOutput::Abandoned { .. });
-    match authority {
-        CompletionAuthority::ReconciledAbandon if abandons => return Ok(()),
-        CompletionAuthority::ReconciledAbandon => {
-            return Err(Error::invalid(
-                "authority",
-                "reconciled_abandon writes nothing but abandoned",
-                "abandoned",
+    state: &ProcessState,
+    signal_name: String,
+    number: u64,
+    result: WaitResult,
+) -> Result<Decision> {
+    check_wait(registration, &signal_name, number)?;
+    let refused = |reason: String, limit: &str| {
+        Error::invalid("result", reason, limit).for_process(&registration.id)
+    };
+    match result {
+        WaitResult::Signal { sequence } if sequence == 0 || sequence > state.last_sequence => {
+            return Err(refused(
+                format!("is event {sequence}, which the log does not have"),
+                "an event of the log",
             ));
         }
-        CompletionAuthority::ExternalOwner { granted_to } => {
-            granted_to.check("authority.granted_to")?;
+        WaitResult::Dropped if state.open_wait(&signal_name, number).is_none() => {
+            return Err(refused(
+                format!("drops wait {number} for {signal_name}, which is not open"),
+                "an open wait",
+            ));
         }
-        CompletionAuthority::Host { by } => check_id("authority.by", by)?,
+        WaitResult::Signal { .. } | WaitResult::TimedOut | WaitResult::Dropped => {}
     }
-    if abandons {
-        return Err(Error::invalid(
-            "output",
-            "is abandoned, which only the runtime can establish",
-            "success, failure or cancelled",
-        ));
+    commit(
+        RuntimeEvent::Resumed {
+            signal_name,
+            number,
+            result,
+        },
+        LeaseChange::Keep,
+    )
+}
+
+/// Waits are for declared signals and are counted from 1.
+fn check_wait(registration: &Registration, signal_name: &str, number: u64) -> Result<()> {
+    let of_process = |error: Error| error.for_process(&registration.id);
+    check_signal_name("signal_name", signal_name).map_err(of_process)?;
+    let event_type = format!("{SIGNAL_EVENT_PREFIX}{signal_name}");
+    if registration.event_type(&event_type).is_none() {
+        return Err(Error::UndeclaredEvent {
+            process_id: registration.id.clone(),
+            event_type,
+            reason: "was not declared at start".to_owned(),
+        });
     }
-    if registration.disposition != RecoveryDisposition::ExternallyOwned {
-        return Err(Error::invalid(
-            "authority",
-            "ends only externally owned processes",
-            "disposition externally_owned",
-        ));
+    if number == 0 {
+        return Err(of_process(Error::invalid("number", "is 0", "from 1")));
     }
     Ok(())
 }
 
-fn require_running(registration: &Registration, state: &ProcessState) -> Result<()> {
+fn schedule_retry(
+    registration: &Registration,
+    state: &ProcessState,
+    retry_at_ms: u64,
+    error: &ProcessError,
+) -> Result<Decision> {
+    if registration.disposition != RecoveryDisposition::Rerunnable {
+        return Err(illegal(registration, "only rerunnable work is tried again"));
+    }
+    let attempts = registration.retry.attempts;
+    if state.retries.saturating_add(1) >= attempts {
+        return Err(Error::invalid(
+            "retry.attempts",
+            format!("are used up: {} retries were made", state.retries),
+            format!("{attempts} attempts"),
+        )
+        .for_process(&registration.id));
+    }
+    commit(
+        RuntimeEvent::RetryScheduled {
+            retry_at_ms,
+            // The engine's own words, cut as those of an outcome are.
+            error: ProcessError {
+                class: error.class,
+                code: clip(&error.code, NAME_BYTES_MAX).to_owned(),
+                message: clip(&error.message, MESSAGE_BYTES_MAX).to_owned(),
+            },
+        },
+        LeaseChange::Release,
+    )
+}
+
+pub(super) fn require_running(registration: &Registration, state: &ProcessState) -> Result<()> {
     match state.terminal() {
         None => Ok(()),
         Some(status) => Err(Error::AlreadyTerminal {
@@ -649,7 +530,7 @@ fn require_running(registration: &Registration, state: &ProcessState) -> Result<
 }
 
 /// A write of an owner needs a running process and the token that is current.
-fn require_holder(
+pub(super) fn require_holder(
     registration: &Registration,
     state: &ProcessState,
     facts: Facts,
@@ -665,12 +546,27 @@ fn require_holder(
     })
 }
 
-fn illegal(registration: &Registration, reason: &str) -> Error {
+/// A claim needs a lease that is free now, and a token that rises above the last holder's (L1, L2).
+pub(super) fn require_claim(
+    registration: &Registration,
+    facts: Facts,
+    token: FencingToken,
+) -> Result<()> {
+    if facts.claim == Some(token) && facts.holder.is_none_or(|held| held < token) {
+        return Ok(());
+    }
+    Err(Error::Superseded {
+        process_id: registration.id.clone(),
+        token: token.get(),
+    })
+}
+
+pub(super) fn illegal(registration: &Registration, reason: &str) -> Error {
     Error::invalid("disposition", reason, "see the recovery dispositions")
         .for_process(&registration.id)
 }
 
-fn commit(event: RuntimeEvent, lease: LeaseChange) -> Result<Decision> {
+pub(super) fn commit(event: RuntimeEvent, lease: LeaseChange) -> Result<Decision> {
     Ok(Decision::Commit {
         events: vec![runtime_draft(event)?],
         lease,

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::error::{Error, Result};
 use super::ids::{FencingToken, Incarnation};
-use super::json::Payload;
+use super::json::{self, Payload};
 use super::lease::ProcessOwner;
 use super::limits::{RUNTIME_EVENT_PREFIX, SIGNAL_EVENT_PREFIX};
 use super::output::{AbandonEvidence, FailureClass, ProcessAwaitOutput, ProcessError};
@@ -97,6 +97,11 @@ impl ProcessEventAppendRequest {
     #[must_use]
     pub fn signal(signal_name: &str, payload: impl Into<Value>) -> Self {
         Self::new(format!("{SIGNAL_EVENT_PREFIX}{signal_name}"), payload)
+    }
+
+    /// Drops it without recursion, however deep its payload is.
+    pub(crate) fn dismantle(self) {
+        json::dismantle(self.payload);
     }
 
     /// With a replay key.
@@ -247,14 +252,22 @@ pub(crate) enum RuntimeEvent {
         class: FailureClass,
         code: String,
         message: String,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(
+            default,
+            deserialize_with = "json::present",
+            skip_serializing_if = "Option::is_none"
+        )]
         raw: Option<Value>,
         authority: TerminalAuthority,
     },
     #[serde(rename = "process.cancelled")]
     Cancelled {
         message: String,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(
+            default,
+            deserialize_with = "json::present",
+            skip_serializing_if = "Option::is_none"
+        )]
         raw: Option<Value>,
         authority: TerminalAuthority,
     },

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::{Error, Result, clip};
-use super::ids::{check_event_name, check_signal_name};
+use super::ids::check_event_type_name;
 use super::json::{self, ContentHash};
 use super::limits::{
     MESSAGE_BYTES_MAX, RUNTIME_EVENT_PREFIX, SCHEMA_BYTES_MAX, SIGNAL_EVENT_PREFIX,
@@ -31,7 +31,7 @@ use super::selector::Selector;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessEventType {
-    /// `[A-Za-z0-9_.-]{1,128}`, not starting with `process.`.
+    /// `[A-Za-z0-9_.-]{1,128}`, not starting with `process.`; for a signal, `signal.` and its name.
     pub name: String,
     /// A self-contained JSON Schema for the payload; absent for "anything".
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,8 +84,9 @@ impl ProcessEventType {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        let field = format!("event_types[{}]", clip(&self.name, 128));
-        check_event_name(&format!("{field}.name"), &self.name)?;
+        let shown: String = clip(&self.name, 160).escape_debug().collect();
+        let field = format!("event_types[{shown}]");
+        check_event_type_name(&format!("{field}.name"), &self.name)?;
         if self.name.starts_with(RUNTIME_EVENT_PREFIX) {
             return Err(Error::invalid(
                 format!("{field}.name"),
@@ -93,15 +94,12 @@ impl ProcessEventType {
                 format!("not {RUNTIME_EVENT_PREFIX}*"),
             ));
         }
-        if let Some(signal) = self.name.strip_prefix(SIGNAL_EVENT_PREFIX) {
-            check_signal_name(&format!("{field}.name"), signal)?;
-            if self.terminal.is_some() {
-                return Err(Error::invalid(
-                    format!("{field}.terminal"),
-                    "stands on a signal, which anyone with a grant may send",
-                    "no terminal mapping on signals",
-                ));
-            }
+        if self.name.starts_with(SIGNAL_EVENT_PREFIX) && self.terminal.is_some() {
+            return Err(Error::invalid(
+                format!("{field}.terminal"),
+                "stands on a signal, which anyone with a grant may send",
+                "no terminal mapping on signals",
+            ));
         }
         if let Some(schema) = &self.schema {
             compiled(&field, schema)?;
@@ -115,17 +113,64 @@ impl ProcessEventType {
         }
     }
 
-    /// Checks a payload against the schema.
-    pub(crate) fn check_payload(&self, process_id: &str, payload: &Value) -> Result<()> {
-        let Some(schema) = &self.schema else {
+    /// Drops it without recursion, however deep the JSON in it is.
+    pub(crate) fn dismantle(self) {
+        self.schema.into_iter().for_each(json::dismantle);
+        if let Some(wake) = self.wake {
+            wake.text.dismantle();
+            wake.when.into_iter().for_each(Selector::dismantle);
+            wake.dedupe_key.into_iter().for_each(Selector::dismantle);
+        }
+        if let Some(terminal) = self.terminal {
+            terminal.output.dismantle();
+        }
+    }
+}
+
+/// The compiled schemas of one process's event types, found once each.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SchemaSet(Arc<Mutex<HashMap<String, Arc<jsonschema::Validator>>>>);
+
+impl PartialEq for SchemaSet {
+    /// A cache says nothing about what it belongs to.
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl SchemaSet {
+    /// Checks a payload against the schema of its type.
+    pub(crate) fn check(
+        &self,
+        process_id: &str,
+        declared: &ProcessEventType,
+        payload: &Value,
+    ) -> Result<()> {
+        let Some(schema) = &declared.schema else {
             return Ok(());
         };
-        let validator = compiled("schema", schema)?;
+        let known = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&declared.name)
+            .map(Arc::clone);
+        let validator = match known {
+            Some(validator) => validator,
+            None => {
+                let validator = compiled("schema", schema)?;
+                self.0
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(declared.name.clone(), Arc::clone(&validator));
+                validator
+            }
+        };
         validator
             .validate(payload)
             .map_err(|error| Error::InvalidPayload {
                 process_id: process_id.to_owned(),
-                event_type: self.name.clone(),
+                event_type: declared.name.clone(),
                 path: error.instance_path().to_string(),
                 reason: clip(&error.to_string(), MESSAGE_BYTES_MAX).to_owned(),
             })
@@ -314,8 +359,12 @@ mod tests {
             "properties": { "percent": { "type": "integer", "maximum": 100 } },
         }));
         assert!(kind.check().is_ok());
-        assert!(kind.check_payload("p", &json!({ "percent": 100 })).is_ok());
-        match kind.check_payload("p", &json!({ "percent": 101 })) {
+        assert!(
+            SchemaSet::default()
+                .check("p", &kind, &json!({ "percent": 100 }))
+                .is_ok()
+        );
+        match SchemaSet::default().check("p", &kind, &json!({ "percent": 101 })) {
             Err(Error::InvalidPayload {
                 path, event_type, ..
             }) => {

@@ -1,10 +1,12 @@
 //! Which processes a list shows, and its pages.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::error::{Error, Result};
+use super::error::{Error, Result, clip};
 use super::ids::{check_id, check_text};
 use super::limits::{LIST_PAGE_MAX, TEXT_BYTES_MAX};
 use super::observed::{Lifecycle, ObservedProcess};
@@ -59,8 +61,7 @@ impl StatusFilter {
 /// assert!(error.to_string().contains("state"));
 /// # Ok::<(), serde_json::Error>(())
 /// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ProcessListFilter {
     /// Where in their life.
     pub status: StatusFilter,
@@ -163,6 +164,74 @@ impl ProcessListFilter {
             && self
                 .created_at_end_ms
                 .is_none_or(|end| process.created_at_ms < end)
+    }
+}
+
+const FILTER_FIELDS: &[&str] = &[
+    "status",
+    "waiting",
+    "originator_scope_id",
+    "identity_kind",
+    "identity_label",
+    "definition",
+    "caused_by",
+    "parent",
+    "labels",
+    "created_at_start_ms",
+    "created_at_end_ms",
+];
+
+/// Written out because what serde derives names the type it expected and not the field: whoever
+/// wrote a filter with eleven fields wants to know which one is wrong.
+impl<'de> Deserialize<'de> for ProcessListFilter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_struct("ProcessListFilter", FILTER_FIELDS, FilterVisitor)
+    }
+}
+
+struct FilterVisitor;
+
+impl<'de> Visitor<'de> for FilterVisitor {
+    type Value = ProcessListFilter;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a filter of processes, as an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        fn value<'de, T: Deserialize<'de>, A: MapAccess<'de>>(
+            name: &str,
+            map: &mut A,
+        ) -> Result<T, A::Error> {
+            map.next_value()
+                .map_err(|error| de::Error::custom(format_args!("{name}: {error}")))
+        }
+        let mut filter = ProcessListFilter::default();
+        let mut seen = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let Some(known) = FILTER_FIELDS.iter().find(|known| **known == name) else {
+                return Err(de::Error::unknown_field(clip(&name, 64), FILTER_FIELDS));
+            };
+            if seen.contains(known) {
+                return Err(de::Error::duplicate_field(known));
+            }
+            seen.push(*known);
+            match *known {
+                "status" => filter.status = value(known, &mut map)?,
+                "waiting" => filter.waiting = value(known, &mut map)?,
+                "originator_scope_id" => filter.originator_scope_id = value(known, &mut map)?,
+                "identity_kind" => filter.identity_kind = value(known, &mut map)?,
+                "identity_label" => filter.identity_label = value(known, &mut map)?,
+                "definition" => filter.definition = value(known, &mut map)?,
+                "caused_by" => filter.caused_by = value(known, &mut map)?,
+                "parent" => filter.parent = value(known, &mut map)?,
+                "labels" => filter.labels = value(known, &mut map)?,
+                "created_at_start_ms" => filter.created_at_start_ms = value(known, &mut map)?,
+                "created_at_end_ms" => filter.created_at_end_ms = value(known, &mut map)?,
+                other => return Err(de::Error::unknown_field(other, FILTER_FIELDS)),
+            }
+        }
+        Ok(filter)
     }
 }
 

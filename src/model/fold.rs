@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::event::{EventBody, RuntimeEvent, WaitResult};
+use super::event::{EventBody, RuntimeEvent, StartReason, TerminalAuthority, WaitResult};
 use super::output::ProcessAwaitOutput;
 use super::record::{
     AbandonRequest, CancelRequest, FirstStart, ProcessState, ProcessStatus, Registration,
@@ -44,7 +44,7 @@ pub(crate) fn apply(
     occurred_at_ms: u64,
     body: &EventBody,
 ) -> Result<(), FoldError> {
-    if sequence != state.last_sequence + 1 {
+    if Some(sequence) != state.last_sequence.checked_add(1) {
         return Err(FoldError::OutOfSequence {
             process_id: registration.id.clone(),
             last: state.last_sequence,
@@ -69,6 +69,8 @@ pub(crate) fn apply(
                 return Err(illegal(event_type, "the type is not declared"));
             };
             if let Some(terminal) = &declared.terminal {
+                // Only the holder of a lease appends such an event (SPEC §3.3).
+                require_attempt(state).map_err(|reason| illegal(event_type, reason))?;
                 end(state, terminal.output(event_type, payload));
             }
         }
@@ -96,8 +98,11 @@ fn apply_runtime(
             reason,
             fencing_token: _,
         } => {
-            if *attempt != state.attempt + 1 {
+            if Some(*attempt) != state.attempt.checked_add(1) {
                 return Err("attempts are counted one by one");
+            }
+            if (*reason == StartReason::First) != (*attempt == 1) {
+                return Err("the first attempt is the one that is started first");
             }
             match registration.disposition {
                 RecoveryDisposition::ExternallyOwned => {
@@ -109,8 +114,8 @@ fn apply_runtime(
                 RecoveryDisposition::OwnerBound | RecoveryDisposition::Rerunnable => {}
             }
             state.attempt = *attempt;
-            if *reason == super::event::StartReason::Recovery {
-                state.recoveries += 1;
+            if *reason == StartReason::Recovery {
+                state.recoveries = state.recoveries.saturating_add(1);
             }
             state.waits.clear();
             state.retry_pause = None;
@@ -124,7 +129,8 @@ fn apply_runtime(
             number,
             deadline_ms,
         } => {
-            if find_wait(state, signal_name, *number).is_some() {
+            require_attempt(state)?;
+            if state.open_wait(signal_name, *number).is_some() {
                 return Err("that wait is open already");
             }
             state.waits.push(SignalWait {
@@ -138,14 +144,22 @@ fn apply_runtime(
             signal_name,
             number,
             result,
-        } => match (find_wait(state, signal_name, *number), result) {
-            (Some(at), _) => {
-                state.waits.remove(at);
+        } => {
+            require_attempt(state)?;
+            if let WaitResult::Signal { sequence } = result
+                && !(1..=state.last_sequence).contains(sequence)
+            {
+                return Err("the signal is not in the log");
             }
-            // The signal was there before the wait began: it never had to be said.
-            (None, WaitResult::Signal { .. } | WaitResult::TimedOut) => {}
-            (None, WaitResult::Dropped) => return Err("no such wait is open"),
-        },
+            match (state.open_wait(signal_name, *number), result) {
+                (Some(at), _) => {
+                    state.waits.remove(at);
+                }
+                // The signal was there before the wait began: it never had to be said.
+                (None, WaitResult::Signal { .. } | WaitResult::TimedOut) => {}
+                (None, WaitResult::Dropped) => return Err("no such wait is open"),
+            }
+        }
         RuntimeEvent::CancelRequested { requested_by } => {
             if state.cancel_request.is_some() {
                 return Err("cancellation was requested before");
@@ -175,23 +189,43 @@ fn apply_runtime(
             state.external_ref = Some(reference.clone());
         }
         RuntimeEvent::RetryScheduled { retry_at_ms, error } => {
-            state.retries += 1;
+            require_attempt(state)?;
+            if registration.disposition != RecoveryDisposition::Rerunnable {
+                return Err("only rerunnable work is tried again");
+            }
+            state.retries = state.retries.saturating_add(1);
             state.waits.clear();
             state.retry_pause = Some(RetryPause {
                 retry_at_ms: *retry_at_ms,
                 error: error.clone(),
             });
         }
-        RuntimeEvent::Completed { .. }
-        | RuntimeEvent::Failed { .. }
-        | RuntimeEvent::Cancelled { .. }
-        | RuntimeEvent::Abandoned { .. } => {
-            let Some(output) = terminal_output(registration, body) else {
-                return Err("it says no outcome");
-            };
-            end(state, output);
+        RuntimeEvent::Completed { authority, .. } => {
+            require_authority(registration, authority)?;
+            if matches!(authority, TerminalAuthority::Lease { .. }) {
+                require_attempt(state)?;
+            }
+            end_as(registration, state, body)?;
+        }
+        RuntimeEvent::Failed { authority, .. } | RuntimeEvent::Cancelled { authority, .. } => {
+            require_authority(registration, authority)?;
+            end_as(registration, state, body)?;
+        }
+        RuntimeEvent::Abandoned { authority, .. } => {
+            require_abandon_authority(registration, authority)?;
+            end_as(registration, state, body)?;
         }
     }
+    Ok(())
+}
+
+fn end_as(
+    registration: &Registration,
+    state: &mut ProcessState,
+    body: &EventBody,
+) -> Result<(), &'static str> {
+    let output = terminal_output(registration, body).ok_or("it says no outcome")?;
+    end(state, output);
     Ok(())
 }
 
@@ -250,11 +284,52 @@ pub(crate) fn terminal_output(
     }
 }
 
-fn find_wait(state: &ProcessState, signal_name: &str, number: u64) -> Option<usize> {
-    state
-        .waits
-        .iter()
-        .position(|wait| wait.signal_name == signal_name && wait.number == number)
+/// What only an execution can say needs one that is going on: started, and not between attempts.
+fn require_attempt(state: &ProcessState) -> Result<(), &'static str> {
+    if state.attempt == 0 || state.retry_pause.is_some() {
+        return Err("no attempt is going on");
+    }
+    Ok(())
+}
+
+/// Who may end a process in any way but `Abandoned`: the holder of its lease, or whoever executes
+/// it elsewhere.
+fn require_authority(
+    registration: &Registration,
+    authority: &TerminalAuthority,
+) -> Result<(), &'static str> {
+    let elsewhere = registration.disposition == RecoveryDisposition::ExternallyOwned;
+    match authority {
+        TerminalAuthority::Lease { .. } if elsewhere => {
+            Err("externally owned work is never leased here")
+        }
+        TerminalAuthority::ExternalOwner { .. } | TerminalAuthority::Host { .. } if !elsewhere => {
+            Err("only its lease ends what is executed here")
+        }
+        TerminalAuthority::ReconciledAbandon => Err("the reaper writes nothing but abandoned"),
+        TerminalAuthority::Lease { .. }
+        | TerminalAuthority::ExternalOwner { .. }
+        | TerminalAuthority::Host { .. } => Ok(()),
+    }
+}
+
+/// Who may write `Abandoned`: the reaper, or the owner that stopped its owner-bound work.
+fn require_abandon_authority(
+    registration: &Registration,
+    authority: &TerminalAuthority,
+) -> Result<(), &'static str> {
+    match authority {
+        TerminalAuthority::ReconciledAbandon => Ok(()),
+        TerminalAuthority::Lease { .. }
+            if registration.disposition == RecoveryDisposition::OwnerBound =>
+        {
+            Ok(())
+        }
+        TerminalAuthority::Lease { .. } => Err("only owner-bound work is abandoned by its owner"),
+        TerminalAuthority::ExternalOwner { .. } | TerminalAuthority::Host { .. } => {
+            Err("only the runtime can establish that something is abandoned")
+        }
+    }
 }
 
 fn end(state: &mut ProcessState, output: ProcessAwaitOutput) {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result, clip};
-use super::limits::{ID_BYTES_MAX, NAME_BYTES_MAX};
+use super::limits::{ID_BYTES_MAX, NAME_BYTES_MAX, SIGNAL_EVENT_PREFIX};
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
@@ -91,6 +91,15 @@ pub(crate) fn check_event_name(field: &str, name: &str) -> Result<()> {
         c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-')
     })
     .map_err(|reason| Error::invalid(field, reason, "[A-Za-z0-9_.-]{1,128}"))
+}
+
+/// Checks the name of a declared event type: an event name, or `signal.` and a signal name, which
+/// may be of full length by itself.
+pub(crate) fn check_event_type_name(field: &str, name: &str) -> Result<()> {
+    match name.strip_prefix(SIGNAL_EVENT_PREFIX) {
+        Some(signal_name) => check_signal_name(field, signal_name),
+        None => check_event_name(field, name),
+    }
 }
 
 /// Checks a signal name: `[A-Za-z0-9_-]{1,128}`, an event name without dots.

@@ -107,7 +107,8 @@ impl<'de> Deserialize<'de> for ContentHash {
 
 fn parse_hex(text: &str) -> Option<ContentHash> {
     let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
+    // Every byte: the standard parser would take a sign for a digit.
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     for (at, byte) in bytes.iter_mut().enumerate() {
@@ -216,6 +217,14 @@ pub(crate) fn dismantle(value: Value) {
     }
 }
 
+/// Reads a field that is absent or any JSON, so that a `null` that was given stays one: serde's own
+/// reading of an `Option` makes it absent.
+pub(crate) fn present<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
 /// Parses canonical bytes that were checked when they were written.
 pub(crate) fn parse(bytes: &[u8]) -> std::result::Result<Value, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
@@ -270,5 +279,39 @@ mod tests {
         );
         let back: ContentHash = serde_json::from_value(json!(hash.to_string())).unwrap();
         assert_eq!(back, hash);
+    }
+
+    #[test]
+    fn a_hash_is_read_from_64_digits_and_nothing_else() {
+        let digits = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        for text in [
+            String::new(),
+            digits[1..].to_owned(),
+            format!("{digits}0"),
+            format!("+a{}", &digits[2..]),
+            format!("g{}", &digits[1..]),
+            format!("é{}", &digits[2..]),
+        ] {
+            assert!(
+                serde_json::from_value::<ContentHash>(json!(text)).is_err(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_come_back_as_they_were_given() {
+        // Needs the exact parser of `serde_json`, which is a feature of it.
+        let mut bits: u64 = 0x2545_f491_4f6c_dd1d;
+        for _ in 0..50_000 {
+            bits ^= bits << 13;
+            bits ^= bits >> 7;
+            bits ^= bits << 17;
+            let Some(number) = serde_json::Number::from_f64(f64::from_bits(bits)) else {
+                continue;
+            };
+            let bytes = canonical_bytes(&Value::Number(number.clone()));
+            assert_eq!(parse(&bytes).unwrap(), Value::Number(number));
+        }
     }
 }

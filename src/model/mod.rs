@@ -3,26 +3,49 @@
 //! Nothing here is async, reads a clock, draws a random number or touches storage. A decision is a
 //! function of (state, command, facts) that returns data.
 
+pub(crate) mod append;
 pub(crate) mod decide;
+#[cfg(test)]
+mod decide_tests;
 pub(crate) mod duration;
 pub(crate) mod effect;
 pub(crate) mod error;
 pub(crate) mod event;
 pub(crate) mod event_type;
 pub(crate) mod filter;
+#[cfg(test)]
+mod filter_tests;
+mod finish;
 pub(crate) mod fold;
+#[cfg(test)]
+mod fold_tests;
+#[cfg(test)]
+mod hash_tests;
+#[cfg(test)]
+mod hostile_tests;
 pub(crate) mod ids;
 pub(crate) mod json;
 pub(crate) mod lease;
 pub mod limits;
+#[cfg(test)]
+mod limits_tests;
 pub(crate) mod observed;
 pub(crate) mod output;
 pub(crate) mod record;
 pub(crate) mod recovery;
+#[cfg(test)]
+mod recovery_tests;
 pub(crate) mod request;
 pub(crate) mod retention;
+mod retry;
+#[cfg(test)]
+mod retry_tests;
 pub(crate) mod scope;
 pub(crate) mod selector;
+#[cfg(test)]
+mod serde_tests;
+#[cfg(test)]
+mod testing;
 pub(crate) mod verify_report;
 
 pub use effect::{EffectKey, ExecutionScope};

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::event::ObservedProcessEvent;
 use super::ids::{FencingToken, Incarnation};
-use super::json::ContentHash;
+use super::json::{self, ContentHash};
 use super::lease::ProcessOwner;
 use super::output::{ProcessError, TerminalState};
 use super::record::{AbandonRequest, CancelRequest, ProcessParent, ProcessWait};
@@ -172,7 +172,11 @@ pub struct ObservedProcess {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<ProcessParent>,
     /// What it is called elsewhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "json::present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub external_ref: Option<Value>,
     /// The environment it captured.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -70,7 +70,11 @@ pub enum ProcessAwaitOutput {
         /// What happened, for people.
         message: String,
         /// Whatever the engine wanted to add.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(
+            default,
+            deserialize_with = "json::present",
+            skip_serializing_if = "Option::is_none"
+        )]
         raw: Option<Value>,
     },
     /// It ended because it was asked to.
@@ -78,7 +82,11 @@ pub enum ProcessAwaitOutput {
         /// Why, and whether it had to be forced.
         message: String,
         /// Whatever the engine wanted to add.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(
+            default,
+            deserialize_with = "json::present",
+            skip_serializing_if = "Option::is_none"
+        )]
         raw: Option<Value>,
     },
     /// Nobody can know how it ended.
@@ -105,6 +113,17 @@ impl ProcessAwaitOutput {
             Self::Failure { .. } => TerminalState::Failed,
             Self::Cancelled { .. } => TerminalState::Cancelled,
             Self::Abandoned { .. } => TerminalState::Abandoned,
+        }
+    }
+
+    /// Drops it without recursion, however deep the JSON in it is.
+    pub(crate) fn dismantle(self) {
+        match self {
+            Self::Success { value } => json::dismantle(value),
+            Self::Failure { raw, .. } | Self::Cancelled { raw, .. } => {
+                raw.into_iter().for_each(json::dismantle);
+            }
+            Self::Abandoned { .. } => {}
         }
     }
 
@@ -147,7 +166,6 @@ impl ProcessAwaitOutput {
 
 fn bounded(field: &str, value: Option<&Value>) -> Result<()> {
     match value {
-        // The terminal event wraps the value one level deeper: leave it room.
         Some(value) => json::bounded_bytes(field, value, PAYLOAD_BYTES_MAX).map(drop),
         None => Ok(()),
     }

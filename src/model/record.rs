@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::duration;
 use super::error::Result;
-use super::event_type::ProcessEventType;
+use super::event_type::{ProcessEventType, SchemaSet};
 use super::ids::{FencingToken, Incarnation};
 use super::json::{self, ContentHash};
 use super::lease::ProcessOwner;
@@ -64,6 +64,7 @@ pub(crate) struct Registration {
     pub(crate) timeout: Option<Duration>,
     pub(crate) retry: RetryPolicy,
     pub(crate) created_at_ms: u64,
+    pub(crate) schemas: SchemaSet,
 }
 
 /// What a start needs beside its request.
@@ -76,7 +77,8 @@ pub(crate) struct RegistrationFacts {
     pub(crate) engine_event_types: Vec<ProcessEventType>,
 }
 
-/// The hash of everything a start says, but for the grant.
+/// The hash of everything a start says, but for the grant. The request has been checked: a deep one
+/// would overflow the stack here.
 pub(crate) fn start_hash(
     request: &ProcessStartRequest,
     parent: Option<&ProcessParent>,
@@ -127,6 +129,7 @@ impl Registration {
             timeout: request.timeout,
             retry: request.retry,
             created_at_ms: facts.created_at_ms,
+            schemas: SchemaSet::default(),
         }
     }
 
@@ -271,6 +274,13 @@ impl ProcessState {
     pub(crate) fn terminal(&self) -> Option<TerminalState> {
         self.status.terminal()
     }
+
+    /// Where an open wait stands among the open ones.
+    pub(crate) fn open_wait(&self, signal_name: &str, number: u64) -> Option<usize> {
+        self.waits
+            .iter()
+            .position(|wait| wait.signal_name == signal_name && wait.number == number)
+    }
 }
 
 /// The fold of a process's registration and log: what is true of it. It holds nothing that an
@@ -341,7 +351,11 @@ pub struct ProcessRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_pause: Option<RetryPause>,
     /// What it is called elsewhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "json::present",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub external_ref: Option<Value>,
     /// Running, or how it ended.
     pub status: ProcessStatus,

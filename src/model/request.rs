@@ -12,10 +12,11 @@ use super::event_type::ProcessEventType;
 use super::ids::{check_event_name, check_id, check_text};
 use super::json;
 use super::limits::{
-    EVENT_TYPES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, PAYLOAD_BYTES_MAX, RETRY_ATTEMPTS_MAX,
-    TEXT_BYTES_MAX,
+    EVENT_TYPES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, PAYLOAD_BYTES_MAX, TEXT_BYTES_MAX,
 };
 use super::scope::{ProcessOriginator, SessionScope};
+
+pub use super::retry::{Backoff, RetryPolicy};
 
 /// What recovery may do after a process's owner is lost. Declared at start; there is no default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -70,7 +71,10 @@ impl ProcessInput {
     pub fn tool_call(tool: impl Into<String>, arguments: impl Into<Value>) -> Self {
         Self::engine(
             "tool_call",
-            serde_json::json!({ "tool": tool.into(), "arguments": arguments.into() }),
+            object([
+                ("tool", Value::String(tool.into())),
+                ("arguments", arguments.into()),
+            ]),
         )
     }
 
@@ -79,7 +83,10 @@ impl ProcessInput {
     pub fn session_turn(session_id: impl Into<String>, input: impl Into<Value>) -> Self {
         Self::engine(
             "session_turn",
-            serde_json::json!({ "session_id": session_id.into(), "input": input.into() }),
+            object([
+                ("session_id", Value::String(session_id.into())),
+                ("input", input.into()),
+            ]),
         )
     }
 
@@ -99,6 +106,13 @@ impl ProcessInput {
         }
     }
 
+    fn dismantle(self) {
+        match self {
+            Self::Engine { payload, .. } => json::dismantle(payload),
+            Self::External { metadata } => json::dismantle(metadata),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         match self {
             Self::Engine { kind, payload } => {
@@ -110,6 +124,17 @@ impl ProcessInput {
             }
         }
     }
+}
+
+/// An object of values that are moved in: the `json!` macro would copy them, recursively, and
+/// overflow the stack on a deep one before any check has seen it.
+fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    Value::Object(
+        fields
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+    )
 }
 
 /// What a process is called.
@@ -163,6 +188,11 @@ impl ProcessEnvSpec {
         }
     }
 
+    fn dismantle(self) {
+        json::dismantle(self.options);
+        json::dismantle(self.policy);
+    }
+
     pub(crate) fn canonical(&self) -> Result<Vec<u8>> {
         json::check_depth("env_spec.options", &self.options)?;
         json::check_depth("env_spec.policy", &self.policy)?;
@@ -176,140 +206,6 @@ impl ProcessEnvSpec {
             ));
         }
         Ok(bytes)
-    }
-}
-
-/// How often, and how soon, a process is tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RetryPolicy {
-    /// Attempts that may fail with a retryable failure, the first included.
-    pub attempts: u32,
-    /// How long to wait between them.
-    pub backoff: Backoff,
-    /// How often it may lose its owner before it fails with `recoveries_exhausted`.
-    pub recoveries_max: u32,
-}
-
-impl Default for RetryPolicy {
-    fn default() -> Self {
-        Self {
-            attempts: 1,
-            backoff: Backoff::default(),
-            recoveries_max: 16,
-        }
-    }
-}
-
-impl RetryPolicy {
-    /// So many attempts, with the default backoff.
-    #[must_use]
-    pub fn attempts(attempts: u32) -> Self {
-        Self {
-            attempts,
-            ..Self::default()
-        }
-    }
-
-    /// With this backoff.
-    #[must_use]
-    pub const fn with_backoff(mut self, backoff: Backoff) -> Self {
-        self.backoff = backoff;
-        self
-    }
-
-    /// With this many recoveries.
-    #[must_use]
-    pub const fn with_recoveries_max(mut self, recoveries_max: u32) -> Self {
-        self.recoveries_max = recoveries_max;
-        self
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.attempts == 0 || self.attempts > RETRY_ATTEMPTS_MAX {
-            return Err(Error::invalid(
-                "retry.attempts",
-                format!("is {}", self.attempts),
-                format!("1 to {RETRY_ATTEMPTS_MAX}"),
-            ));
-        }
-        self.backoff.check()
-    }
-}
-
-/// Exponential backoff: `initial * factor^n`, at most `max`, less a random part of up to `jitter`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Backoff {
-    /// Wait before the second attempt.
-    #[serde(with = "duration")]
-    pub initial: Duration,
-    /// Growth from wait to wait, 1 to 1,000.
-    pub factor: f64,
-    /// Longest wait.
-    #[serde(with = "duration")]
-    pub max: Duration,
-    /// Share of the wait that is random, 0 to 1.
-    pub jitter: f64,
-}
-
-impl Default for Backoff {
-    /// 1 s, doubling, at most 5 min, a fifth of it random.
-    fn default() -> Self {
-        Self {
-            initial: Duration::from_secs(1),
-            factor: 2.0,
-            max: Duration::from_secs(300),
-            jitter: 0.2,
-        }
-    }
-}
-
-impl Backoff {
-    /// Always the same wait.
-    #[must_use]
-    pub fn fixed(wait: Duration) -> Self {
-        Self {
-            initial: wait,
-            factor: 1.0,
-            max: wait,
-            jitter: 0.0,
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        duration::check("retry.backoff.initial", self.initial)?;
-        duration::check("retry.backoff.max", self.max)?;
-        if !(1.0..=1_000.0).contains(&self.factor) {
-            return Err(Error::invalid(
-                "retry.backoff.factor",
-                format!("is {}", self.factor),
-                "1 to 1000",
-            ));
-        }
-        if !(0.0..=1.0).contains(&self.jitter) {
-            return Err(Error::invalid(
-                "retry.backoff.jitter",
-                format!("is {}", self.jitter),
-                "0 to 1",
-            ));
-        }
-        Ok(())
-    }
-
-    /// The wait after so many failures (from 1), in milliseconds. `random` is in `0.0..1.0`.
-    pub(crate) fn wait_ms(&self, failures: u32, random: f64) -> u64 {
-        let exponent = i32::try_from(failures.saturating_sub(1)).unwrap_or(i32::MAX);
-        let grown = self.initial.as_secs_f64() * self.factor.powi(exponent);
-        let bounded = grown.min(self.max.as_secs_f64());
-        let wait = bounded * (1.0 - self.jitter * random.clamp(0.0, 1.0));
-        // Saturates, and a NaN (0 × infinity) waits not at all.
-        u64::try_from(
-            Duration::try_from_secs_f64(wait)
-                .unwrap_or_default()
-                .as_millis(),
-        )
-        .unwrap_or(u64::MAX)
     }
 }
 
@@ -558,6 +454,30 @@ impl ProcessStartRequest {
         self
     }
 
+    /// The request itself if every field is within its limit. A refused one is taken apart first: it
+    /// may be too deep to be dropped.
+    pub(crate) fn checked(self) -> Result<Self> {
+        match self.check() {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                self.dismantle();
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops it without recursion, however deep the JSON in it is. For every refusal that comes
+    /// before or instead of [`checked`](Self::checked).
+    pub(crate) fn dismantle(self) {
+        self.input.dismantle();
+        self.env_spec
+            .into_iter()
+            .for_each(ProcessEnvSpec::dismantle);
+        self.event_types
+            .into_iter()
+            .for_each(ProcessEventType::dismantle);
+    }
+
     /// Checks every field against its limit.
     pub(crate) fn check(&self) -> Result<()> {
         check_id("id", &self.id)?;
@@ -568,6 +488,9 @@ impl ProcessStartRequest {
     fn check_fields(&self) -> Result<()> {
         self.input.check()?;
         self.check_disposition()?;
+        if let Some(env_spec) = &self.env_spec {
+            env_spec.canonical()?;
+        }
         self.originator.check()?;
         if let Some(target) = &self.wake_target {
             target.check("wake_target")?;
@@ -620,7 +543,8 @@ impl ProcessStartRequest {
     }
 }
 
-fn check_event_types(event_types: &[ProcessEventType]) -> Result<()> {
+/// Checks declared event types: how many, each by itself, each name once.
+pub(crate) fn check_event_types(event_types: &[ProcessEventType]) -> Result<()> {
     if event_types.len() > EVENT_TYPES_MAX {
         return Err(Error::invalid(
             "event_types",

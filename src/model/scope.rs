@@ -173,6 +173,7 @@ impl ProcessOriginator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn no_two_scopes_share_one_text() {
@@ -181,5 +182,73 @@ mod tests {
         assert_eq!(framed.id(), "session:a/frame:b");
         assert_eq!(tricky.id(), "session:a%2Fframe:b");
         assert_eq!(SessionScope::new("a%2F").id(), "session:a%252F");
+    }
+
+    /// Strings made of what the text of a scope is made of.
+    fn nasty() -> impl Strategy<Value = String> {
+        let pieces = prop::sample::select(vec![
+            "/", "%", "%2F", "%25", "%2f", ":", "session:", "/frame:", "frame:", "host", "host:",
+            "a", "é", " ", "\\",
+        ]);
+        prop::collection::vec(pieces, 1..5).prop_map(|pieces| pieces.concat())
+    }
+
+    fn any_scope() -> impl Strategy<Value = SessionScope> {
+        (nasty(), prop::option::of(nasty())).prop_map(|(session_id, agent_frame_id)| SessionScope {
+            session_id,
+            agent_frame_id,
+        })
+    }
+
+    fn any_originator() -> impl Strategy<Value = ProcessOriginator> {
+        prop_oneof![
+            Just(ProcessOriginator::host()),
+            nasty().prop_map(ProcessOriginator::host_scope),
+            any_scope().prop_map(ProcessOriginator::session),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(5_000) })]
+
+        #[test]
+        fn no_two_scopes_share_one_text_however_nasty(one in any_scope(), other in any_scope()) {
+            prop_assert_eq!(one == other, one.id() == other.id());
+        }
+
+        #[test]
+        fn no_two_originators_share_one_text(one in any_originator(), other in any_originator()) {
+            prop_assert_eq!(one == other, one.scope_id() == other.scope_id());
+        }
+
+        #[test]
+        fn a_scope_can_be_read_back_from_its_text(scope in any_scope()) {
+            // Injective because it can be undone: split at the one slash that is not escaped.
+            let text = scope.id();
+            let rest = text.strip_prefix("session:").unwrap();
+            let unescape = |part: &str| part.replace("%2F", "/").replace("%25", "%");
+            let (session_id, frame) = match rest.split_once('/') {
+                None => (unescape(rest), None),
+                Some((session_id, frame)) => {
+                    (unescape(session_id), frame.strip_prefix("frame:").map(unescape))
+                }
+            };
+            prop_assert_eq!(SessionScope { session_id, agent_frame_id: frame }, scope);
+        }
+    }
+
+    #[test]
+    fn a_host_cannot_name_itself_into_a_session() {
+        let host = ProcessOriginator::host_scope("session:s-1").scope_id();
+        let session = ProcessOriginator::session(SessionScope::new("s-1")).scope_id();
+        assert_eq!(
+            (host.as_str(), session.as_str()),
+            ("host:session:s-1", "session:s-1")
+        );
+        assert_eq!(ProcessOriginator::host().scope_id(), "host");
+        assert_eq!(
+            ProcessOriginator::session(SessionScope::new("host")).scope_id(),
+            "session:host"
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::error::{Error, Result};
+use super::error::{Error, Result, clip};
 use super::ids::check_event_name;
 use super::json;
 use super::limits::{PAYLOAD_BYTES_MAX, SELECTOR_BYTES_MAX, TEMPLATE_FIELDS_MAX};
@@ -37,7 +37,8 @@ pub enum Selector {
         value: Value,
     },
     /// A text with `{name}` fields; `{{` and `}}` stand for braces. A string fills its field as
-    /// it is, anything else as JSON, a missing one as nothing.
+    /// it is, anything else as JSON, a missing one as nothing. What would be longer than 1 MiB is
+    /// cut there.
     Template {
         /// The text.
         template: String,
@@ -119,6 +120,15 @@ impl Selector {
         as_text(&self.select(payload))
     }
 
+    /// Drops it without recursion, however deep the constant in it is.
+    pub(crate) fn dismantle(self) {
+        match self {
+            Self::Constant { value } => json::dismantle(value),
+            Self::Payload | Self::Pointer { .. } | Self::Template { .. } | Self::Present { .. } => {
+            }
+        }
+    }
+
     pub(crate) fn check(&self, field: &str) -> Result<()> {
         match self {
             Self::Payload => Ok(()),
@@ -166,16 +176,19 @@ fn pieces(template: &str) -> Option<Vec<Piece<'_>>> {
 }
 
 fn fill(template: &str, mut field: impl FnMut(&str) -> String) -> String {
-    pieces(template)
-        .unwrap_or_else(|| vec![Piece::Text(template)])
-        .into_iter()
-        .fold(String::new(), |mut text, piece| {
-            match piece {
-                Piece::Text(plain) => text.push_str(plain),
-                Piece::Field(name) => text.push_str(&field(name)),
-            }
-            text
-        })
+    let mut text = String::new();
+    for piece in pieces(template).unwrap_or_else(|| vec![Piece::Text(template)]) {
+        // A template names a field as often as it likes: without a bound, a thousand times 1 MiB.
+        let room = PAYLOAD_BYTES_MAX - text.len();
+        if room == 0 {
+            break;
+        }
+        match piece {
+            Piece::Text(plain) => text.push_str(clip(plain, room)),
+            Piece::Field(name) => text.push_str(clip(&field(name), room)),
+        }
+    }
+    text
 }
 
 fn check_pointer(field: &str, pointer: &str) -> Result<()> {

@@ -2,6 +2,8 @@
 //!
 //! Each law is a function over something that can be opened again and again.
 
+mod model;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -16,6 +18,8 @@ use super::kv::{
 };
 use super::memory_kv::{MemoryKv, MemoryStore};
 use super::sled_kv::{Options, SledKv};
+
+pub(super) use model::{Model, XorShift};
 
 /// A state that outlives its opens.
 pub(super) trait Machine {
@@ -89,10 +93,11 @@ pub(super) fn submit_ops(kv: &dyn Kv, ops: Vec<Op>) -> Receiver<Outcome> {
 }
 
 pub(super) fn commit(kv: &dyn Kv, ops: Vec<Op>) -> u64 {
-    match submit_ops(kv, ops).recv().unwrap() {
-        Outcome::Committed { commit } => commit,
-        other => panic!("not committed: {other:?}"),
-    }
+    let outcome = submit_ops(kv, ops).recv().unwrap();
+    let Outcome::Committed { commit } = outcome else {
+        panic!("not committed: {outcome:?}");
+    };
+    commit
 }
 
 pub(super) fn put(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Op {
@@ -550,170 +555,6 @@ fn commits_of_many_threads_are_all_there(machine: &dyn Machine) {
     }
     drop(view);
     kv.close().unwrap();
-}
-
-/// Not a generator to be proud of, but its seed is all there is to a failure.
-pub(super) struct XorShift(pub(super) u64);
-
-impl XorShift {
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
-
-/// What the machine should hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Model {
-    pub(super) keys: BTreeMap<Bytes, Bytes>,
-    pub(super) logs: BTreeMap<u64, Vec<Bytes>>,
-    once: u64,
-    pub(super) erased: u64,
-}
-
-impl Model {
-    /// One commit's worth of operations, applied to the model.
-    pub(super) fn step(&mut self, random: &mut XorShift) -> Vec<Op> {
-        let mut ops = Vec::new();
-        for _ in 0..=random.below(5) {
-            let size = match random.below(40) {
-                0 => 30_000,
-                1..=3 => 5_000,
-                _ => 1 + random.below(60),
-            };
-            let value = Bytes::from(vec![
-                u8::try_from(random.below(256)).unwrap();
-                usize::try_from(size).unwrap()
-            ]);
-            let key = Bytes::from(format!("k{:03}", random.below(150)));
-            let op = match random.below(12) {
-                0..=3 => Op::Put { key, value },
-                4..=5 => Op::Delete { key },
-                6 => {
-                    self.once += 1;
-                    let key = Bytes::from(format!("once{:08}", self.once));
-                    Op::PutOnce { key, value }
-                }
-                7 if self.once > 0 => {
-                    let number = self.once - random.below(self.once.min(8));
-                    let key = Bytes::from(format!("once{number:08}"));
-                    Op::Delete { key }
-                }
-                8 if random.below(20) == 0 => {
-                    self.erased += 1;
-                    Op::EraseLog {
-                        incarnation: self.erased,
-                    }
-                }
-                _ => {
-                    let incarnation = self.erased + 1 + random.below(6);
-                    let log = self.logs.entry(incarnation).or_default();
-                    let sequence = u64::try_from(log.len()).unwrap() + 1;
-                    Op::Append {
-                        incarnation,
-                        sequence,
-                        value,
-                    }
-                }
-            };
-            self.apply(&op);
-            ops.push(op);
-        }
-        ops
-    }
-
-    fn apply(&mut self, op: &Op) {
-        match op.clone() {
-            Op::Put { key, value } | Op::PutOnce { key, value } => {
-                self.keys.insert(key, value);
-            }
-            Op::Delete { key } => {
-                self.keys.remove(&key);
-            }
-            Op::Append {
-                incarnation, value, ..
-            } => self.logs.entry(incarnation).or_default().push(value),
-            Op::EraseLog { incarnation } => {
-                self.logs.remove(&incarnation);
-            }
-        }
-    }
-
-    pub(super) fn check(&self, view: &dyn KvView) {
-        let keys: Vec<_> = self.keys.clone().into_iter().collect();
-        assert!(view.scan(&all(), usize::MAX).unwrap() == keys);
-        let mut backwards = view.scan_back(&all(), usize::MAX).unwrap();
-        backwards.reverse();
-        assert!(backwards == keys);
-        for (key, value) in self.keys.iter().step_by(5) {
-            assert_eq!(view.get(key).unwrap().as_ref(), Some(value));
-        }
-        for incarnation in 1..self.erased + 8 {
-            let expected = self.logs.get(&incarnation).cloned().unwrap_or_default();
-            if incarnation <= self.erased {
-                continue;
-            }
-            let expected: Vec<_> = (1..).zip(expected).collect();
-            let found = view.events(incarnation, 1, usize::MAX, usize::MAX).unwrap();
-            assert!(found == expected, "log {incarnation}");
-        }
-    }
-}
-
-/// A history of random commits, reads, drains, reopens and drops.
-fn a_random_history(machine: &dyn Machine, seed: u64) {
-    let mut random = XorShift(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    let mut model = Model::default();
-    let mut kv = machine.open().unwrap();
-    let mut pinned: Option<(Box<dyn KvView>, Model)> = None;
-    for _ in 0..600 {
-        let ops = model.step(&mut random);
-        commit(&*kv, ops);
-        match random.below(60) {
-            0..=3 => model.check(&*kv.view().unwrap()),
-            4 => {
-                if let Some((view, model)) = pinned.take() {
-                    model.check(&*view);
-                }
-                pinned = Some((kv.view().unwrap(), model.clone()));
-            }
-            5..=7 => {
-                pinned = None;
-                kv.drain().unwrap();
-            }
-            8 => {
-                pinned = None;
-                kv.close().unwrap();
-                kv = machine.open().unwrap();
-            }
-            9 => {
-                // Dropped without a close: the next open replays.
-                pinned = None;
-                drop(kv);
-                kv = machine.open().unwrap();
-            }
-            _ => {}
-        }
-    }
-    model.check(&*kv.view().unwrap());
-    drop(pinned);
-    kv.close().unwrap();
-}
-
-#[test]
-fn a_random_history_in_memory_equals_its_model() {
-    for seed in 1..=6 {
-        a_random_history(&MemoryKv::private(), seed);
-    }
-}
-
-#[test]
-fn a_random_history_on_disk_equals_its_model() {
-    for seed in 1..=6 {
-        a_random_history(&tempfile::tempdir().unwrap(), seed);
-    }
 }
 
 macro_rules! laws {

@@ -48,7 +48,11 @@ impl ProcessStore {
     ///
     /// # Cancel safety
     /// Once called, the set is committed or refused, whether or not the answer is waited for.
-    pub(crate) async fn commit_wait(&self, set: WriteSet) -> CommitResult {
+    pub(crate) fn commit_wait(
+        &self,
+        set: WriteSet,
+    ) -> impl Future<Output = CommitResult> + Send + use<> {
+        // Sent at once, not when it is first polled: several can be sent before one is awaited.
         let (answer, wait) = oneshot::channel();
         self.commit(
             set,
@@ -57,8 +61,10 @@ impl ProcessStore {
                 let _ = answer.send(result);
             }),
         );
-        wait.await
-            .unwrap_or_else(|_| Err(CommitError::Unknown(StoreError::Closed)))
+        async move {
+            wait.await
+                .unwrap_or_else(|_| Err(CommitError::Unknown(StoreError::Closed)))
+        }
     }
 
     /// One consistent state, as of now.

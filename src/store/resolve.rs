@@ -156,6 +156,7 @@ impl Resolver<'_, '_> {
                     }
                 }
             },
+            Condition::Exists { row } => self.front(*row).map(drop),
             Condition::At { row, last_sequence } => require(
                 self.front(*row)?.last_sequence == *last_sequence,
                 Refusal::Moved,

@@ -19,6 +19,8 @@ use crate::model::{
 pub(crate) enum Condition {
     /// The id stands for nothing, or for a tombstone of other content.
     IdFree { id: String, hash: ContentHash },
+    /// The process is there.
+    Exists { row: Row },
     /// The process is there, and this is its last event.
     At { row: Row, last_sequence: u64 },
     /// The process is there and has not ended.

@@ -12,6 +12,7 @@ use bincode::{Decode, Encode};
 use serde_json::Value;
 
 use super::Stored;
+use crate::model::event_type::SchemaSet;
 use crate::model::json;
 use crate::model::lease::OwnerRecord;
 use crate::model::record::{ProcessState, Registration};
@@ -325,28 +326,25 @@ pub(crate) struct HeadFacts {
 }
 
 impl HeadFacts {
-    /// The whole registration, with its body.
-    pub(crate) fn with_body(self, body: &StoredBody) -> Result<Registration, StoreError> {
-        let input = parse("input", &body.input)?;
-        let event_types: Vec<ProcessEventType> = if body.event_types.is_empty() {
-            Vec::new()
-        } else {
-            serde_json::from_value(parse("event types", &body.event_types)?).map_err(damaged)?
-        };
-        Ok(Registration {
-            input: match self.engine_kind {
-                Some(kind) => ProcessInput::Engine {
-                    kind,
-                    payload: input,
-                },
-                None => ProcessInput::External { metadata: input },
+    /// The registration without its input and event types, for rules that look at neither.
+    pub(crate) fn without_body(self) -> Registration {
+        let input = match self.engine_kind {
+            Some(kind) => ProcessInput::Engine {
+                kind,
+                payload: Value::Null,
             },
+            None => ProcessInput::External {
+                metadata: Value::Null,
+            },
+        };
+        Registration {
+            input,
             id: self.id,
             incarnation: self.row.incarnation,
             hash: self.hash,
             disposition: self.disposition,
             identity: self.identity,
-            event_types,
+            event_types: Vec::new(),
             provenance: self.provenance,
             env_ref: self.env_ref,
             wake_target: self.wake_target,
@@ -355,7 +353,25 @@ impl HeadFacts {
             timeout: self.timeout,
             retry: self.retry,
             created_at_ms: self.row.created_at_ms,
-        })
+            schemas: SchemaSet::default(),
+        }
+    }
+
+    /// The whole registration, with its body.
+    pub(crate) fn with_body(self, body: &StoredBody) -> Result<Registration, StoreError> {
+        let input = parse("input", &body.input)?;
+        let event_types: Vec<ProcessEventType> = if body.event_types.is_empty() {
+            Vec::new()
+        } else {
+            serde_json::from_value(parse("event types", &body.event_types)?).map_err(damaged)?
+        };
+        let mut registration = self.without_body();
+        match &mut registration.input {
+            ProcessInput::Engine { payload, .. } => *payload = input,
+            ProcessInput::External { metadata } => *metadata = input,
+        }
+        registration.event_types = event_types;
+        Ok(registration)
     }
 }
 

@@ -19,6 +19,7 @@ use super::journal::{ENTRY_BYTES_MAX, ENTRY_HEADER_BYTES, EntryHeader, encode_en
 use super::meta;
 use super::overlay::{Layer, Pairs};
 use super::queue::Turn;
+use super::side_files::SideFiles;
 use super::view::Layered;
 
 type Backlog = VecDeque<Box<dyn Proposal>>;
@@ -45,6 +46,7 @@ struct Group {
 
 struct Committer {
     inner: Arc<Inner>,
+    side_files: SideFiles,
     /// Only under `Durability::Relaxed`: since when acknowledged groups wait for their sync.
     unsynced_since: Option<Duration>,
 }
@@ -53,6 +55,7 @@ struct Committer {
 pub(super) fn run(inner: Arc<Inner>) {
     let mut backlog = Backlog::new();
     let mut committer = Committer {
+        side_files: SideFiles::new(&inner.path),
         inner,
         unsynced_since: None,
     };
@@ -286,6 +289,7 @@ impl Committer {
             self.unsynced_since = None;
         }
         self.inner.step(Step::CommitSync)?;
+        self.side_files.sync_new()?;
         self.inner
             .data_file
             .sync_data()

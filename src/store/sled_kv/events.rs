@@ -12,7 +12,7 @@ use super::frame::{Cursor, INLINE_BYTES_MAX, checksum, corrupted, length, length
 use super::index::{Home, TAG_PARTS, Trees, failed};
 
 /// First byte of a chunk.
-const TAG_CHUNK: u8 = 2;
+const TAG_CHUNK: u8 = b'C';
 /// Bytes before a chunk's events.
 const CHUNK_HEADER_BYTES: usize = 7;
 /// A last chunk at least this large is left alone.
@@ -127,11 +127,16 @@ pub(super) fn append(
         if stored.first() == Some(&TAG_PARTS) {
             next_sequence = first_sequence + 1;
         } else {
-            let values = decode_inline_chunk(&key, &stored)?;
-            let mut last = ChunkWriter::new(first_sequence);
-            values.iter().for_each(|value| last.push(value));
-            next_sequence = last.next_sequence();
-            writer = (stored.len() < MERGE_BELOW_BYTES).then_some(last);
+            match decode_inline_chunk(&key, &stored) {
+                Ok(values) => {
+                    let mut last = ChunkWriter::new(first_sequence);
+                    values.iter().for_each(|value| last.push(value));
+                    next_sequence = last.next_sequence();
+                    writer = (stored.len() < MERGE_BELOW_BYTES).then_some(last);
+                }
+                // Its readers are told. The other logs of the store go on, and so does this one.
+                Err(error) => tracing::error!(%error, incarnation, "a log is damaged"),
+            }
         }
     }
     let mut keys_written = 0;

@@ -43,10 +43,10 @@ pub(super) enum Home {
     Events,
 }
 
-/// First byte of a value that follows as it is.
-const TAG_INLINE: u8 = 0;
+/// First byte of a value that follows as it is. No flip of one bit makes one tag of another.
+const TAG_INLINE: u8 = b'I';
 /// First byte of a head whose value is in the tree `parts`.
-pub(super) const TAG_PARTS: u8 = 1;
+pub(super) const TAG_PARTS: u8 = b'P';
 const PARTS_HEAD_BYTES: usize = 13;
 
 impl Home {
@@ -73,6 +73,10 @@ impl Home {
 }
 
 /// An error of sled, in our words.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err takes"
+)]
 pub(super) fn failed(error: sled::Error) -> StoreError {
     if let sled::Error::Corruption { .. } = error {
         return StoreError::Corrupted {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub(super) const COUNTER_BLOCK: u64 = 65_536;
 
 #[derive(Debug)]
 pub(super) struct Inner {
+    pub(super) path: PathBuf,
     pub(super) options: Options,
     pub(super) index: Index,
     pub(super) slots: Slots,
@@ -124,6 +126,7 @@ impl Block {
 
 impl Inner {
     pub(super) fn new(
+        path: PathBuf,
         options: Options,
         index: Index,
         slots: Slots,
@@ -132,6 +135,7 @@ impl Inner {
         counters: [Block; 3],
     ) -> Self {
         let inner = Self {
+            path,
             options,
             index,
             slots,
@@ -149,12 +153,15 @@ impl Inner {
 
     /// Keeps the first failure, and wakes everybody who waits for something that will not happen.
     pub(super) fn poison(&self, error: StoreError) -> StoreError {
-        let error = match error {
-            StoreError::Closed => return StoreError::Closed,
-            StoreError::Failed { .. } => error,
-            other => StoreError::Failed {
-                cause: other.to_string().into(),
-            },
+        if matches!(error, StoreError::Closed) {
+            return error;
+        }
+        let error = if matches!(error, StoreError::Failed { .. }) {
+            error
+        } else {
+            StoreError::Failed {
+                cause: error.to_string().into(),
+            }
         };
         if self.failure.set(error.clone()).is_ok() {
             tracing::error!(%error, "the store failed");
@@ -190,17 +197,25 @@ impl Inner {
 
     /// Whether so much waits for the write-behind that the committer has to wait too.
     pub(super) fn over_bound(&self) -> bool {
-        let bounds = &self.options.bounds;
-        self.tallies.overlay_entries.load(Ordering::Relaxed) > bounds.overlay_entries_max
-            || self.tallies.overlay_bytes.load(Ordering::Relaxed) > bounds.overlay_bytes_max
+        let entries = self.tallies.overlay_entries.load(Ordering::Relaxed);
+        let bytes = self.tallies.overlay_bytes.load(Ordering::Relaxed);
+        self.fills_more_than(1, entries, bytes)
     }
 
     /// Whether enough waits that the write-behind had better not wait for its interval.
     pub(super) fn is_urgent(&self, state: &State) -> bool {
-        let bounds = &self.options.bounds;
         state.drain_waiters > 0
-            || state.active.entries() > bounds.overlay_entries_max / 4
-            || state.active.bytes() > bounds.overlay_bytes_max / 4
+            || self.fills_more_than(4, state.active.entries(), state.active.bytes())
+    }
+
+    /// Whether an overlay of this size, or the journal, takes up more than a share of its bounds.
+    fn fills_more_than(&self, share: u64, overlay_entries: u64, overlay_bytes: u64) -> bool {
+        let bounds = &self.options.bounds;
+        let (journal_entries, journal_bytes) = self.slots.live();
+        overlay_entries > bounds.overlay_entries_max / share
+            || overlay_bytes > bounds.overlay_bytes_max / share
+            || journal_entries > bounds.journal_entries_max / share
+            || journal_bytes > bounds.journal_bytes_max / share
     }
 
     pub(super) fn measure_overlay(&self, state: &State) {

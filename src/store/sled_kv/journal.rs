@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -77,10 +78,9 @@ pub(super) fn decode_entry<'a>(
     let damaged = |what| corrupted("journal", key, what);
     let short = || damaged("journal entry is cut short");
     let mut cursor = Cursor::new(frame);
-    if cursor.array() != Some(MAGIC) || cursor.u8() != Some(ENTRY_VERSION) {
+    if cursor.array() != Some(MAGIC) || cursor.array() != Some([ENTRY_VERSION, 0]) {
         return Err(damaged("not a journal entry of a known version"));
     }
-    cursor.u8().ok_or_else(short)?;
     let sum = cursor.u32().ok_or_else(short)?;
     if checksum(&[&frame[8..]]) != sum {
         return Err(damaged("journal entry fails its checksum"));
@@ -202,6 +202,8 @@ fn decode_op(body: &Bytes, cursor: &mut Cursor<'_>) -> Option<Op> {
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     inner: Mutex<SlotTable>,
+    live_entries: AtomicU64,
+    live_bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -211,55 +213,81 @@ struct SlotTable {
     /// Slots that exist.
     made: u32,
     /// Slots in use, by rising sequence.
-    live: VecDeque<(u64, u32)>,
+    live: VecDeque<LiveSlot>,
+}
+
+/// A slot whose entry is not in the index yet.
+#[derive(Debug, Clone, Copy)]
+struct LiveSlot {
+    sequence: u64,
+    slot: u32,
+    bytes: u64,
 }
 
 impl Slots {
     /// The table after a replay: `live` by rising sequence, everything else is free.
-    pub(super) fn recovered(made: u32, live: VecDeque<(u64, u32)>) -> Self {
-        let mut used: Vec<u32> = live.iter().map(|(_, slot)| *slot).collect();
+    fn recovered(made: u32, live: VecDeque<LiveSlot>) -> Self {
+        let mut used: Vec<u32> = live.iter().map(|entry| entry.slot).collect();
         used.sort_unstable();
         let free = (0..made)
             .rev()
             .filter(|slot| used.binary_search(slot).is_err())
             .collect();
         Self {
+            live_entries: AtomicU64::new(live.iter().map(|_| 1).sum()),
+            live_bytes: AtomicU64::new(live.iter().map(|entry| entry.bytes).sum()),
             inner: Mutex::new(SlotTable { free, made, live }),
         }
+    }
+
+    /// Entries that wait for the write-behind, and their bytes.
+    pub(super) fn live(&self) -> (u64, u64) {
+        (
+            self.live_entries.load(Ordering::Relaxed),
+            self.live_bytes.load(Ordering::Relaxed),
+        )
     }
 
     /// Frees the slots of all entries below a mark that is durable.
     pub(super) fn free_below(&self, low_water: u64) {
         let mut table = lock(&self.inner);
-        while let Some((sequence, slot)) = table.live.front().copied() {
-            if sequence >= low_water {
+        while let Some(entry) = table.live.front().copied() {
+            if entry.sequence >= low_water {
                 break;
             }
             table.live.pop_front();
-            table.free.push(slot);
+            table.free.push(entry.slot);
+            self.live_entries.fetch_sub(1, Ordering::Relaxed);
+            self.live_bytes.fetch_sub(entry.bytes, Ordering::Relaxed);
         }
     }
 
-    /// Writes an entry into a free slot, or into a new one.
+    /// Takes a free slot, or a new one, and says whether it is new.
+    fn take(&self, sequence: u64, bytes: u64) -> (u32, bool) {
+        let mut table = lock(&self.inner);
+        let (slot, is_new) = match table.free.pop() {
+            Some(slot) => (slot, false),
+            None => (table.made, true),
+        };
+        table.made += u32::from(is_new);
+        table.live.push_back(LiveSlot {
+            sequence,
+            slot,
+            bytes,
+        });
+        self.live_entries.fetch_add(1, Ordering::Relaxed);
+        self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+        (slot, is_new)
+    }
+
+    /// Writes an entry into a slot.
     pub(super) fn write(
         &self,
         journal: &sled::Tree,
         sequence: u64,
         frame: Vec<u8>,
     ) -> Result<(), StoreError> {
-        let (slot, is_new) = {
-            let mut table = lock(&self.inner);
-            let taken = match table.free.pop() {
-                Some(slot) => (slot, false),
-                None => {
-                    let slot = table.made;
-                    table.made += 1;
-                    (slot, true)
-                }
-            };
-            table.live.push_back((sequence, taken.0));
-            taken
-        };
+        let (slot, is_new) = self.take(sequence, u64::from(length_u32(frame.len())));
         if is_new {
             // A crash between these leaves a slot without an entry, which is made again.
             for filler in 1..SLOT_KEYS {
@@ -329,11 +357,11 @@ pub(super) fn replay(
         });
         let Some(group) = whole else { break };
         groups.push(join(group)?);
-        live.extend(
-            group
-                .iter()
-                .map(|entry| (entry.header.sequence, entry.slot)),
-        );
+        live.extend(group.iter().map(|entry| LiveSlot {
+            sequence: entry.header.sequence,
+            slot: entry.slot,
+            bytes: u64::from(length_u32(ENTRY_HEADER_BYTES + entry.body.len())),
+        }));
         next_sequence += u64::from(first.header.parts);
         commit += 1;
         rest = &rest[parts..];

@@ -15,13 +15,14 @@ mod meta;
 mod open;
 mod overlay;
 mod queue;
+mod side_files;
 #[cfg(test)]
 mod tests;
 mod view;
 
 use std::fmt;
 use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -63,6 +64,11 @@ pub(crate) struct Bounds {
     pub(crate) overlay_entries_max: u64,
     /// The same in bytes.
     pub(crate) overlay_bytes_max: u64,
+    /// Journal entries that wait for the write-behind above which the committer waits as well: a
+    /// few keys that change all the time fill the journal, not the overlay.
+    pub(crate) journal_entries_max: u64,
+    /// The same in bytes. The journal takes that much of the disk for good.
+    pub(crate) journal_bytes_max: u64,
     /// How long changes wait for more of their kind before they go into the index.
     pub(crate) drain_interval: Duration,
     /// How long a view may hold up the write-behind.
@@ -76,6 +82,8 @@ impl Default for Bounds {
             group_bytes_max: 1 << 20,
             overlay_entries_max: 400_000,
             overlay_bytes_max: 64 << 20,
+            journal_entries_max: 16_384,
+            journal_bytes_max: 64 << 20,
             drain_interval: Duration::from_millis(50),
             view_age_max: Duration::from_secs(5),
         }
@@ -98,7 +106,6 @@ impl Options {
 /// An open store.
 pub(crate) struct SledKv {
     inner: Arc<Inner>,
-    path: PathBuf,
     epoch: u64,
     store_id: uuid::Uuid,
     /// What an open store has running and locked, until it is closed.
@@ -138,7 +145,6 @@ impl SledKv {
         };
         Ok(Self {
             inner,
-            path: path.to_owned(),
             epoch: opened.epoch,
             store_id: opened.store_id,
             running: Mutex::new(Some(Running {
@@ -157,7 +163,7 @@ impl SledKv {
         join(running.write_behind);
         join(running.committer);
         self.inner.index.shut();
-        let released = wait_for_release(&self.path);
+        let released = wait_for_release(&self.inner.path);
         drop(running.lock);
         released
     }
@@ -283,7 +289,7 @@ impl Drop for SledKv {
 impl fmt::Debug for SledKv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SledKv")
-            .field("path", &self.path)
+            .field("path", &self.inner.path)
             .field("epoch", &self.epoch)
             .field("store_id", &self.store_id)
             .finish_non_exhaustive()

@@ -87,6 +87,7 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
     );
     Ok(Opened {
         inner: Inner::new(
+            path.to_owned(),
             options,
             Index::new(trees),
             slots,
@@ -216,7 +217,7 @@ fn copy_aside(path: &Path) -> Result<PathBuf, StoreError> {
     Ok(copy)
 }
 
-fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;

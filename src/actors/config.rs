@@ -1,0 +1,52 @@
+//! How a runtime behaves.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::model::LeaseTimings;
+
+/// Settings of a runtime, checked when it is opened.
+#[derive(Debug, Clone)]
+pub(crate) struct RuntimeConfig {
+    /// The name under which this runtime owns processes.
+    pub(crate) owner_id: String,
+    pub(crate) lease: LeaseTimings,
+    /// How long a cancelled attempt may take to stop before it is aborted.
+    pub(crate) cancel_grace: Duration,
+    /// How often the reaper looks for work.
+    pub(crate) sweep_every: Duration,
+    /// Attempts that may execute at once.
+    pub(crate) slots: usize,
+    /// The same for single engine kinds.
+    pub(crate) slots_by_kind: HashMap<String, usize>,
+    /// Commands that may be in flight at once.
+    pub(crate) commands_max: usize,
+    /// Whether anything is claimed, run or swept.
+    pub(crate) recover: bool,
+}
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        Self {
+            owner_id: "procession".to_owned(),
+            lease: LeaseTimings::default(),
+            cancel_grace: Duration::from_secs(10),
+            sweep_every: Duration::from_secs(5),
+            slots: 1_024,
+            slots_by_kind: HashMap::new(),
+            commands_max: 4_096,
+            recover: true,
+        }
+    }
+}
+
+/// KiB of payload that the commands in flight may hold together, each counted with at least one.
+pub(crate) const COMMAND_KIB_MAX: usize = 64 << 10;
+/// Events that one attempt may have accepted but not yet durable.
+pub(crate) const EMIT_ROOM: usize = 256;
+/// How long an actor with nothing to do is kept.
+pub(crate) const PASSIVATE_AFTER: Duration = Duration::from_secs(5);
+/// Rows that the reaper looks at before it lets others go on.
+pub(crate) const SWEEP_PAGE: usize = 256;
+/// How often a command starts over because somebody else wrote first.
+pub(crate) const RETRIES_MAX: u32 = 16;

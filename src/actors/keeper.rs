@@ -1,0 +1,325 @@
+//! The keeper: this runtime's incarnation as an owner, and its heartbeat.
+//!
+//! One durable write per interval renews every lease, however many there are. The keeper trusts a
+//! heartbeat only for a part of the time to live, by the monotonic clock, from before the write
+//! was sent: past that it stops every execution by itself (L7), begins a new incarnation, and,
+//! once the old one's tasks have ended, says durably that the old one is gone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tracing::{info, warn};
+
+use super::runtime::Shared;
+use crate::model::lease::OwnerRecord;
+use crate::model::{Error, OwnerNumber, ProcessOwner, Result};
+use crate::store::process_store::ProcessStore;
+use crate::store::write_set::{Change, CommitResult, Condition, WriteSet};
+
+/// One incarnation of this runtime as an owner.
+#[derive(Debug)]
+pub(crate) struct OwnerHandle {
+    pub(crate) number: OwnerNumber,
+    pub(crate) owner: ProcessOwner,
+    /// Until when the last heartbeat is trusted, in milliseconds of the monotonic clock.
+    trusted_until_ms: AtomicU64,
+    lost: AtomicBool,
+    /// Tasks of its executions that have not ended.
+    tasks: AtomicUsize,
+}
+
+impl OwnerHandle {
+    fn new(number: OwnerNumber, owner: ProcessOwner) -> Self {
+        Self {
+            number,
+            owner,
+            trusted_until_ms: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
+            tasks: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether it may still begin and go on, judged by the monotonic clock.
+    pub(crate) fn is_trusted(&self, monotonic: Duration) -> bool {
+        !self.lost.load(Ordering::Acquire)
+            && millis(monotonic) < self.trusted_until_ms.load(Ordering::Acquire)
+    }
+
+    fn trust(&self, sent_at: Duration, for_how_long: Duration) {
+        self.trusted_until_ms
+            .fetch_max(millis(sent_at + for_how_long), Ordering::AcqRel);
+    }
+
+    /// Counts a task of an execution.
+    pub(crate) fn task_began(&self) {
+        self.tasks.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The counterpart of [`OwnerHandle::task_began`].
+    pub(crate) fn task_ended(&self) {
+        self.tasks.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn record(handle: &OwnerHandle, expires_at_ms: u64, retired: bool) -> OwnerRecord {
+    OwnerRecord {
+        owner: handle.owner.clone(),
+        expires_at_ms,
+        retired,
+    }
+}
+
+/// Begins a new incarnation, durably.
+pub(super) async fn begin_incarnation(
+    store: &ProcessStore,
+    owner_id: &str,
+    lease: crate::model::LeaseTimings,
+) -> Result<Arc<OwnerHandle>> {
+    let number = store.next_owner()?;
+    let handle = OwnerHandle::new(
+        number,
+        ProcessOwner {
+            owner_id: owner_id.to_owned(),
+            incarnation_id: uuid::Uuid::new_v4().to_string(),
+            store_epoch: store.epoch(),
+        },
+    );
+    let sent_at = store.clock().monotonic();
+    let expires_at_ms = store.now_ms().saturating_add(millis(lease.ttl()));
+    store
+        .commit_wait(WriteSet::new(
+            Vec::new(),
+            vec![Change::PutOwner {
+                number,
+                record: record(&handle, expires_at_ms, false),
+            }],
+        ))
+        .await
+        .map_err(|error| super::errors::commit_error("(owner)", error))?;
+    handle.trust(sent_at, lease.trusted_for());
+    info!(owner = %handle.owner.owner_id, incarnation = %handle.owner.incarnation_id,
+        epoch = %handle.owner.store_epoch, "owner incarnation began");
+    Ok(Arc::new(handle))
+}
+
+/// What the keeper is told.
+#[derive(Debug)]
+pub(crate) enum KeeperMsg {
+    /// It is time to renew.
+    Renew,
+    /// A renewal that was sent then has come back.
+    Renewed {
+        number: OwnerNumber,
+        sent_at: Duration,
+        result: CommitResult,
+    },
+    /// The trust in the last heartbeat may be over.
+    CheckTrust,
+    /// A new incarnation has begun, or could not.
+    Began(Result<Arc<OwnerHandle>>),
+}
+
+pub(crate) struct Keeper;
+
+pub(crate) struct KeeperState {
+    shared: Arc<Shared>,
+    /// A renewal is on its way: no second one is sent behind it.
+    renewing: bool,
+    /// A new incarnation is on its way.
+    beginning: bool,
+    /// Incarnations whose tasks have not all ended.
+    retiring: Vec<Arc<OwnerHandle>>,
+}
+
+impl Actor for Keeper {
+    type Msg = KeeperMsg;
+    type State = KeeperState;
+    type Arguments = Arc<Shared>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<KeeperMsg>,
+        shared: Arc<Shared>,
+    ) -> Result<KeeperState, ActorProcessingErr> {
+        let every = shared.config.lease.renew_every();
+        // Half an interval: trust is looked at often enough to end within its margin.
+        myself.send_interval(every / 2, || KeeperMsg::CheckTrust);
+        myself.send_interval(every, || KeeperMsg::Renew);
+        Ok(KeeperState {
+            shared,
+            renewing: false,
+            beginning: false,
+            retiring: Vec::new(),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<KeeperMsg>,
+        message: KeeperMsg,
+        state: &mut KeeperState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            KeeperMsg::Renew => state.renew(&myself),
+            KeeperMsg::Renewed {
+                number,
+                sent_at,
+                result,
+            } => state.renewed(&myself, number, sent_at, result),
+            KeeperMsg::CheckTrust => {
+                state.check_trust(&myself);
+                state.retire();
+            }
+            KeeperMsg::Began(began) => {
+                state.beginning = false;
+                match began {
+                    Ok(handle) => state.shared.set_owner(handle),
+                    // Tried again at the next look: a stalled disk may come back.
+                    Err(error) => warn!(%error, "no new owner incarnation yet"),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl KeeperState {
+    fn renew(&mut self, myself: &ActorRef<KeeperMsg>) {
+        let Some(handle) = self.shared.owner() else {
+            return;
+        };
+        let sent_at = self.shared.monotonic();
+        if self.renewing || !handle.is_trusted(sent_at) {
+            return;
+        }
+        self.renewing = true;
+        let ttl = millis(self.shared.config.lease.ttl());
+        let expires_at_ms = self.shared.now_ms().saturating_add(ttl);
+        let number = handle.number;
+        let myself = myself.clone();
+        self.shared.store.commit(
+            WriteSet::new(
+                // L4: a heartbeat commits only if the one before has not lapsed.
+                vec![Condition::OwnerLive { owner: number }],
+                vec![Change::PutOwner {
+                    number,
+                    record: record(&handle, expires_at_ms, false),
+                }],
+            ),
+            Box::new(move |result| {
+                let _ = myself.cast(KeeperMsg::Renewed {
+                    number,
+                    sent_at,
+                    result,
+                });
+            }),
+        );
+    }
+
+    fn renewed(
+        &mut self,
+        myself: &ActorRef<KeeperMsg>,
+        number: OwnerNumber,
+        sent_at: Duration,
+        result: CommitResult,
+    ) {
+        self.renewing = false;
+        let Some(handle) = self.shared.owner().filter(|owner| owner.number == number) else {
+            return;
+        };
+        match result {
+            Ok(_) => handle.trust(sent_at, self.shared.config.lease.trusted_for()),
+            Err(error) => {
+                warn!(owner = %handle.owner.owner_id, ?error, "heartbeat was not accepted");
+                self.lapse(myself, &handle);
+            }
+        }
+    }
+
+    fn check_trust(&mut self, myself: &ActorRef<KeeperMsg>) {
+        match self.shared.owner() {
+            Some(handle) if handle.is_trusted(self.shared.monotonic()) => {}
+            Some(handle) => self.lapse(myself, &handle),
+            None => self.begin(myself),
+        }
+    }
+
+    /// Stops everything that this incarnation executes, and begins another.
+    fn lapse(&mut self, myself: &ActorRef<KeeperMsg>, handle: &Arc<OwnerHandle>) {
+        if handle.lost.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        warn!(owner = %handle.owner.owner_id, incarnation = %handle.owner.incarnation_id,
+            "lease lapsed: stopping its executions");
+        self.shared.clear_owner();
+        self.shared.lease_lost(handle.number);
+        self.retiring.push(Arc::clone(handle));
+        self.begin(myself);
+    }
+
+    fn begin(&mut self, myself: &ActorRef<KeeperMsg>) {
+        if self.beginning || self.shared.is_shutting_down() {
+            return;
+        }
+        self.beginning = true;
+        let shared = Arc::clone(&self.shared);
+        let myself = myself.clone();
+        tokio::spawn(async move {
+            let began =
+                begin_incarnation(&shared.store, &shared.config.owner_id, shared.config.lease)
+                    .await;
+            let _ = myself.cast(KeeperMsg::Began(began));
+        });
+    }
+
+    /// Says of incarnations whose last task has ended that they are gone: that is the proof by
+    /// which their processes are recovered.
+    fn retire(&mut self) {
+        let (ended, going): (Vec<_>, Vec<_>) = self
+            .retiring
+            .drain(..)
+            .partition(|handle| handle.tasks.load(Ordering::Acquire) == 0);
+        self.retiring = going;
+        for handle in ended {
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move {
+                let set = WriteSet::new(
+                    Vec::new(),
+                    vec![Change::PutOwner {
+                        number: handle.number,
+                        record: record(&handle, 0, true),
+                    }],
+                );
+                match shared.store.commit_wait(set).await {
+                    Ok(_) => shared.sweep_soon(),
+                    Err(error) => warn!(?error, "a lost incarnation could not be retired"),
+                }
+            });
+        }
+    }
+}
+
+/// Gives an owner up at a graceful shutdown: nothing of it runs any more.
+pub(super) async fn retire_at_shutdown(store: &ProcessStore, handle: &OwnerHandle) -> Result<()> {
+    let set = WriteSet::new(
+        Vec::new(),
+        vec![Change::PutOwner {
+            number: handle.number,
+            record: record(handle, 0, true),
+        }],
+    );
+    store
+        .commit_wait(set)
+        .await
+        .map(drop)
+        .map_err(|error| match error {
+            crate::store::write_set::CommitError::NotWritten(error) => Error::from(error),
+            other => super::errors::commit_error("(owner)", other),
+        })
+}

@@ -1,0 +1,25 @@
+//! The actors: ractor, and only here.
+//!
+//! A root supervisor holds them all: the registry (grants and transfers), the dispatcher (queue and
+//! slots), the keeper (this runtime's heartbeat as an owner), the reaper (recovery and retention),
+//! and an actor for each process that something is happening to.
+
+pub(crate) mod config;
+mod dispatcher;
+mod errors;
+pub(crate) mod hub;
+mod keeper;
+mod open;
+pub(crate) mod process;
+mod prune;
+pub(crate) mod reads;
+mod reaper;
+mod registry;
+mod root;
+pub(crate) mod runtime;
+pub(crate) mod start;
+
+pub(crate) use open::Runtime;
+pub use open::ShutdownReport;
+pub(crate) use reaper::SWEEP_EVERY_MIN;
+pub use reaper::{RecoveryReport, RecoveryStep};

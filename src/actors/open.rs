@@ -1,0 +1,235 @@
+//! Opening and closing a runtime.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorRef};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, oneshot};
+use tracing::{info, warn};
+
+use super::config::RuntimeConfig;
+use super::dispatcher::{DispatchMsg, Dispatcher};
+use super::keeper::{self, Keeper};
+use super::process::{ProcessMsg, ShutdownOutcome};
+use super::reaper::Reaper;
+use super::registry::Registry;
+use super::root::Root;
+use super::runtime::{Actors, EngineEntry, Shared};
+use crate::engines::{CancelReason, ProcessEngine};
+use crate::model::{Error, Result};
+use crate::store::process_store::ProcessStore;
+
+/// What became of the work that was running when the runtime shut down.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Ended by itself within the grace period.
+    pub finished: Vec<String>,
+    /// Stopped without an outcome, lease given back: the next open runs it again.
+    pub released: Vec<String>,
+    /// Stopped and ended as abandoned: it may not be run again.
+    pub abandoned: Vec<String>,
+    /// Stopped, but what became of it could not be written: the next open recovers it.
+    pub unwritten: Vec<String>,
+}
+
+/// How long stopped work may take beyond the grace period before it is aborted.
+const STOP_MAX: Duration = Duration::from_secs(1);
+/// How long an aborted task may take to end: code that never yields is left behind.
+const ABORT_MAX: Duration = Duration::from_secs(1);
+
+/// An open runtime.
+#[derive(Debug)]
+pub(crate) struct Runtime {
+    pub(crate) shared: Arc<Shared>,
+    root: ActorRef<()>,
+    /// The report of the one shutdown there is; later calls get the same.
+    closed: Mutex<Option<ShutdownReport>>,
+}
+
+fn spawn_failed(error: &ractor::SpawnErr) -> Error {
+    Error::Overloaded {
+        what: format!("actor system: {error}"),
+        limit: 0,
+    }
+}
+
+impl Runtime {
+    /// Starts the actors on an open store.
+    pub(crate) async fn open(
+        config: RuntimeConfig,
+        store: ProcessStore,
+        engines: Vec<Arc<dyn ProcessEngine>>,
+    ) -> Result<Self> {
+        let engines: HashMap<String, EngineEntry> = engines
+            .into_iter()
+            .map(|engine| {
+                let entry = EngineEntry {
+                    event_types: engine.event_types(),
+                    engine: Arc::clone(&engine),
+                };
+                (engine.kind().to_owned(), entry)
+            })
+            .collect();
+        let recover = config.recover;
+        let shared = Arc::new(Shared::new(config, store, engines));
+        let (root, _) = Root::spawn(None, Root, Arc::clone(&shared))
+            .await
+            .map_err(|error| spawn_failed(&error))?;
+        let opened = Self::start_children(&shared, root.get_cell(), recover).await;
+        if let Err(error) = opened {
+            root.stop(None);
+            return Err(error);
+        }
+        shared.sweep_soon();
+        Ok(Self {
+            shared,
+            root,
+            closed: Mutex::new(None),
+        })
+    }
+
+    async fn start_children(shared: &Arc<Shared>, root: ActorCell, recover: bool) -> Result<()> {
+        let failed = |error: ractor::SpawnErr| spawn_failed(&error);
+        let args = || Arc::clone(shared);
+        let (registry, _) = Registry::spawn_linked(None, Registry, args(), root.clone())
+            .await
+            .map_err(failed)?;
+        let (dispatcher, _) = Dispatcher::spawn_linked(None, Dispatcher, args(), root.clone())
+            .await
+            .map_err(failed)?;
+        let (reaper, _) = Reaper::spawn_linked(None, Reaper, args(), root.clone())
+            .await
+            .map_err(failed)?;
+        let keeper = if recover {
+            let lease = shared.config.lease;
+            let owner =
+                keeper::begin_incarnation(&shared.store, &shared.config.owner_id, lease).await?;
+            shared.set_owner(owner);
+            let (keeper, _) = Keeper::spawn_linked(None, Keeper, args(), root.clone())
+                .await
+                .map_err(failed)?;
+            Some(keeper)
+        } else {
+            None
+        };
+        shared.set_actors(Actors {
+            root,
+            registry,
+            dispatcher,
+            reaper,
+            keeper,
+        });
+        Ok(())
+    }
+
+    /// Stops admitting, gives started work its grace period, and lets go of the store. When it
+    /// returns, another runtime can open the store. Idempotent.
+    pub(crate) async fn shutdown(&self, grace: Duration) -> Result<ShutdownReport> {
+        let mut closed = self.closed.lock().await;
+        if let Some(report) = &*closed {
+            return Ok(report.clone());
+        }
+        self.shared.begin_shutdown();
+        info!(grace = %humantime::format_duration(grace), "shutting down");
+        let report = self.drain(grace).await;
+        if tokio::time::timeout(STOP_MAX, self.shared.commands_done())
+            .await
+            .is_err()
+        {
+            warn!("commands were still in flight at the end of the shutdown");
+        }
+        self.root
+            .get_cell()
+            .stop_children_and_wait(None, Some(ABORT_MAX))
+            .await;
+        if let Some(owner) = self.shared.owner()
+            && let Err(error) = keeper::retire_at_shutdown(&self.shared.store, &owner).await
+        {
+            warn!(%error, "owner was not retired");
+        }
+        self.root.stop(None);
+        let store = self.shared.store.clone();
+        let stopped = tokio::task::spawn_blocking(move || store.close()).await;
+        // Whoever still waits finds the store closed.
+        self.shared.hub.nudge_all();
+        *closed = Some(report.clone());
+        match stopped {
+            Ok(Ok(())) => Ok(report),
+            Ok(Err(error)) => Err(error.into()),
+            Err(error) => Err(Error::StoreFailed {
+                cause: error.to_string(),
+            }),
+        }
+    }
+
+    async fn drain(&self, grace: Duration) -> ShutdownReport {
+        if let Ok(actors) = self.shared.actors() {
+            let _ = actors.dispatcher.cast(DispatchMsg::Stop);
+        }
+        let mut watched = Vec::new();
+        for (id, actor) in self.shared.active_actors() {
+            let (settled, wait) = oneshot::channel();
+            let _ = actor.cast(ProcessMsg::Watch { settled });
+            let _ = actor.cast(ProcessMsg::Drain);
+            watched.push((id, wait));
+        }
+        let collect = async {
+            let mut outcomes = Vec::with_capacity(watched.len());
+            for (id, wait) in watched {
+                let outcome = wait.await.unwrap_or(ShutdownOutcome::Idle);
+                outcomes.push((id, outcome));
+            }
+            outcomes
+        };
+        tokio::pin!(collect);
+        let mut outcomes = tokio::time::timeout(grace, &mut collect).await.ok();
+        if outcomes.is_none() {
+            self.shared.tell_all(|| ProcessMsg::Stop {
+                reason: CancelReason::Shutdown,
+            });
+            outcomes = tokio::time::timeout(STOP_MAX, &mut collect).await.ok();
+        }
+        if outcomes.is_none() {
+            self.shared.tell_all(|| ProcessMsg::Abort);
+            outcomes = tokio::time::timeout(ABORT_MAX, &mut collect).await.ok();
+        }
+        let mut report = ShutdownReport::default();
+        match outcomes {
+            Some(outcomes) => {
+                for (id, outcome) in outcomes {
+                    let list = match outcome {
+                        ShutdownOutcome::Idle => continue,
+                        ShutdownOutcome::Finished => &mut report.finished,
+                        ShutdownOutcome::Released => &mut report.released,
+                        ShutdownOutcome::Abandoned => &mut report.abandoned,
+                        ShutdownOutcome::Unwritten => &mut report.unwritten,
+                    };
+                    list.push(id.to_string());
+                }
+            }
+            None => {
+                warn!("some executions did not stop: the next open recovers them");
+                report.unwritten = self
+                    .shared
+                    .active_actors()
+                    .into_iter()
+                    .map(|(id, _)| id.to_string())
+                    .collect();
+            }
+        }
+        report
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        // Without a shutdown nothing more is written in its name: what it executed is recovered
+        // by the next open, as after a crash.
+        if self.shared.begin_shutdown() {
+            self.root.get_cell().kill();
+        }
+    }
+}

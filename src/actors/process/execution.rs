@@ -1,0 +1,232 @@
+//! An attempt that is being executed: its task, its slot, and how it is stopped.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use ractor::ActorRef;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+use tracing::Instrument;
+
+use super::messages::ProcessMsg;
+use super::panic_text;
+use super::port::Port;
+use super::waits::Waits;
+use crate::actors::config::EMIT_ROOM;
+use crate::actors::dispatcher::SlotPermit;
+use crate::actors::keeper::OwnerHandle;
+use crate::actors::runtime::Shared;
+use crate::engines::{
+    CancelReason, CancelSignal, EngineFailure, EngineResult, ProcessContext, ProcessEngine,
+};
+use crate::model::record::Registration;
+use crate::model::{FailureClass, FencingToken, Incarnation, ProcessRecord};
+
+/// An attempt that is being executed.
+#[derive(Debug)]
+pub(super) struct Execution {
+    pub(super) token: FencingToken,
+    pub(super) owner: Arc<OwnerHandle>,
+    pub(super) cancel: CancelSignal,
+    /// `None` while it waits for a signal, and until it has one again.
+    pub(super) permit: Option<SlotPermit>,
+    /// It has asked for a slot and not got it yet.
+    pub(super) asked_for_slot: bool,
+    pub(super) waits: Waits,
+    /// Whether it was aborted after it had been told to stop.
+    pub(super) forced: bool,
+    /// Its end has been decided: whatever else it does is of no account.
+    pub(super) settled: bool,
+    task: AbortHandle,
+    timers: Vec<AbortHandle>,
+    room: Arc<Semaphore>,
+    closed: Arc<AtomicBool>,
+}
+
+/// What an execution is made from.
+pub(super) struct Launch {
+    pub(super) shared: Arc<Shared>,
+    pub(super) actor: ActorRef<ProcessMsg>,
+    pub(super) registration: Arc<Registration>,
+    pub(super) record: ProcessRecord,
+    pub(super) engine: Arc<dyn ProcessEngine>,
+    pub(super) payload: Value,
+    pub(super) owner: Arc<OwnerHandle>,
+    pub(super) token: FencingToken,
+    pub(super) permit: SlotPermit,
+    pub(super) waits: Waits,
+}
+
+/// Says that a task has ended, however it did.
+struct TaskGuard {
+    shared: Arc<Shared>,
+    actor: ActorRef<ProcessMsg>,
+    owner: Arc<OwnerHandle>,
+    incarnation: Incarnation,
+    token: FencingToken,
+    result: Option<EngineResult>,
+}
+
+impl TaskGuard {
+    fn finished(&mut self, result: EngineResult) {
+        self.result = Some(result);
+    }
+}
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        self.shared.task_ended(self.incarnation);
+        self.owner.task_ended();
+        // Without an actor nobody is left to tell: the supervisor has recovery look after it.
+        let _ = self.actor.cast(ProcessMsg::Ended {
+            token: self.token,
+            result: self.result.take(),
+        });
+    }
+}
+
+impl Execution {
+    /// Starts the task. Its attempt is durable by now (P5).
+    pub(super) fn launch(launch: Launch) -> Self {
+        let cancel = CancelSignal::default();
+        let room = Arc::new(Semaphore::new(EMIT_ROOM));
+        let closed = Arc::new(AtomicBool::new(false));
+        let port = Arc::new(Port {
+            shared: Arc::clone(&launch.shared),
+            actor: launch.actor.clone(),
+            registration: Arc::clone(&launch.registration),
+            token: launch.token,
+            owner: launch.owner.number,
+            cancel: cancel.clone(),
+            room: Arc::clone(&room),
+            closed: Arc::clone(&closed),
+            wait_ids: AtomicU64::new(0),
+        });
+        let span = tracing::info_span!(
+            "execution",
+            process = %launch.registration.id,
+            attempt = launch.record.attempt,
+            fencing_token = launch.token.get(),
+            owner = %launch.owner.owner.owner_id,
+        );
+        let context =
+            ProcessContext::new(Arc::new(launch.record), launch.token, cancel.clone(), port);
+        launch.owner.task_began();
+        launch.shared.task_began(launch.registration.incarnation);
+        let mut guard = TaskGuard {
+            shared: launch.shared,
+            actor: launch.actor,
+            owner: Arc::clone(&launch.owner),
+            incarnation: launch.registration.incarnation,
+            token: launch.token,
+            result: None,
+        };
+        let (engine, payload) = (launch.engine, launch.payload);
+        let task = tokio::spawn(
+            async move {
+                let result = contained(engine.run(context, payload)).await;
+                guard.finished(result);
+            }
+            .instrument(span),
+        );
+        Self {
+            token: launch.token,
+            owner: launch.owner,
+            cancel,
+            permit: Some(launch.permit),
+            asked_for_slot: false,
+            waits: launch.waits,
+            forced: false,
+            settled: false,
+            task: task.abort_handle(),
+            timers: Vec::new(),
+            room,
+            closed,
+        }
+    }
+
+    /// Tells the engine to stop, and sets the time after which it is aborted.
+    pub(super) fn stop(
+        &mut self,
+        actor: &ActorRef<ProcessMsg>,
+        reason: CancelReason,
+        grace: Duration,
+    ) {
+        if self.cancel.reason().is_some() {
+            return;
+        }
+        self.cancel.fire(reason);
+        let token = self.token;
+        self.after(actor, grace, move || ProcessMsg::GraceOver { token });
+    }
+
+    /// Stops it now: nothing that it does from here on is accepted.
+    pub(super) fn abort(&mut self) {
+        self.forced = true;
+        self.close();
+        self.task.abort();
+    }
+
+    /// Stops it because its lease is lost.
+    pub(super) fn lose(&mut self) {
+        self.cancel.fire(CancelReason::LeaseLost);
+        self.settled = true;
+        self.abort();
+    }
+
+    /// Accepts nothing more.
+    pub(super) fn close(&mut self) {
+        self.closed.store(true, Ordering::Release);
+        self.room.close();
+    }
+
+    /// Sends a message after a time, unless the execution is over by then.
+    pub(super) fn after(
+        &mut self,
+        actor: &ActorRef<ProcessMsg>,
+        wait: Duration,
+        message: impl FnOnce() -> ProcessMsg + Send + 'static,
+    ) {
+        let actor = actor.clone();
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let _ = actor.cast(message());
+        });
+        self.timers.retain(|timer| !timer.is_finished());
+        self.timers.push(timer.abort_handle());
+    }
+}
+
+impl Drop for Execution {
+    fn drop(&mut self) {
+        // Also the end of an actor that panicked: what it executed must not go on unsupervised.
+        self.close();
+        self.cancel.fire(CancelReason::LeaseLost);
+        self.task.abort();
+        for timer in &self.timers {
+            timer.abort();
+        }
+    }
+}
+
+/// Runs an engine so that its panic is a failure and nothing more.
+async fn contained(run: impl Future<Output = EngineResult>) -> EngineResult {
+    let mut run = pin!(run);
+    poll_fn(
+        move |cx| match catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(cx))) {
+            Ok(poll) => poll,
+            Err(panic) => {
+                let mut failure = EngineFailure::new("engine_panicked", panic_text(&*panic));
+                failure.class = FailureClass::Internal;
+                Poll::Ready(Err(failure))
+            }
+        },
+    )
+    .await
+}

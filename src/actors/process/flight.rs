@@ -1,0 +1,67 @@
+//! Work: what is decided, what is in flight, and where the answer goes.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::messages::{Answer, CommandReply};
+use crate::actors::dispatcher::SlotPermit;
+use crate::actors::keeper::OwnerHandle;
+use crate::model::decide::Command;
+use crate::model::lease::Lease;
+use crate::model::record::ProcessState;
+use crate::model::{FencingToken, ProcessEvent, Result, SessionScope};
+
+/// Something to be decided.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) command: Command,
+    /// The scope whose grant is a condition of the commit.
+    pub(super) granted_to: Option<SessionScope>,
+    /// How often it was decided.
+    pub(super) tries: u32,
+    pub(super) purpose: Purpose,
+}
+
+/// Whom the fate of some work concerns.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// A host waits for it.
+    Host(CommandReply),
+    /// An engine emitted it.
+    Emit {
+        token: FencingToken,
+        durable: Option<oneshot::Sender<Result<ProcessEvent>>>,
+        room: OwnedSemaphorePermit,
+    },
+    /// An attempt is to begin.
+    Begin {
+        permit: SlotPermit,
+        owner: Arc<OwnerHandle>,
+        token: FencingToken,
+        /// The token of a dead execution of this same runtime, whose lease is taken over.
+        takes_over: Option<FencingToken>,
+    },
+    /// A wait began.
+    WaitBegun { wait_id: u64 },
+    /// A wait ended.
+    WaitEnded { wait_id: u64 },
+    /// An execution's end is recorded: outcome or retry.
+    Settle { token: FencingToken },
+}
+
+/// A set that was sent and has not come back.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) number: u64,
+    pub(super) work: Work,
+    /// What it appended, with the bytes of each payload.
+    pub(super) events: Vec<(Arc<ProcessEvent>, usize)>,
+    /// What is durable once it has come back.
+    pub(super) state: ProcessState,
+    pub(super) lease: Option<Lease>,
+    /// Answers that rest on it without having written anything.
+    pub(super) behind: Vec<(Work, Result<Answer>)>,
+    /// Set for a lease given back without an event.
+    pub(super) releases: bool,
+}

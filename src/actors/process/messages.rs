@@ -1,0 +1,172 @@
+//! What a process actor is told, and what it answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::waits::History;
+use crate::actors::dispatcher::SlotPermit;
+use crate::actors::runtime::Admission;
+use crate::engines::{CancelReason, EngineResult};
+use crate::model::decide::{CheckedEvent, PreparedEvent};
+use crate::model::{
+    CompletionAuthority, FencingToken, Incarnation, OwnerNumber, ProcessAwaitOutput, ProcessEvent,
+    ProcessStatus, Result, SessionScope,
+};
+use crate::store::write_set::CommitResult;
+
+/// What a host asks of a process. Cheap to clone: payloads are shared.
+#[derive(Debug, Clone)]
+pub(crate) enum HostCommand {
+    /// An event or a signal.
+    Append(PreparedEvent),
+    Cancel {
+        requested_by: Option<String>,
+    },
+    Abandon {
+        requested_by: String,
+        reason: Option<String>,
+    },
+    ExternalRef(Value),
+    Complete {
+        output: ProcessAwaitOutput,
+        authority: CompletionAuthority,
+    },
+}
+
+impl HostCommand {
+    /// Bytes of payload that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Append(event) => event.bytes(),
+            Self::Cancel { .. }
+            | Self::Abandon { .. }
+            | Self::ExternalRef(_)
+            | Self::Complete { .. } => 0,
+        }
+    }
+}
+
+/// What a host is answered.
+#[derive(Debug, Clone)]
+pub(crate) enum Answer {
+    /// The event that stands for it.
+    Event(Arc<ProcessEvent>),
+    /// The status of the process when it was recorded.
+    Status(Arc<ProcessStatus>),
+}
+
+/// A host's command on its way.
+#[derive(Debug)]
+pub(crate) struct CommandCall {
+    pub(crate) command: HostCommand,
+    /// The scope whose grant is a condition of the commit.
+    pub(crate) granted_to: Option<SessionScope>,
+    /// The incarnation it is meant for.
+    pub(crate) incarnation: Incarnation,
+    pub(crate) reply: CommandReply,
+}
+
+/// Where a command's answer goes. Holds its share of what may be in flight.
+#[derive(Debug)]
+pub(crate) struct CommandReply {
+    pub(crate) answer: oneshot::Sender<Result<Answer>>,
+    /// Set before a set is sent for it: a command without the mark can be sent again if its actor
+    /// is gone, one with it may or may not have happened.
+    pub(crate) sent: Arc<AtomicBool>,
+    pub(crate) admission: Admission,
+}
+
+impl CommandReply {
+    pub(super) fn mark_sent(&self) {
+        self.sent.store(true, Ordering::Release);
+    }
+
+    pub(super) fn send(self, answer: Result<Answer>) {
+        // Room first, answer second: the caller may come back at once.
+        drop(self.admission);
+        // Nobody waits any more: what was committed stands all the same.
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// How a process came through a graceful shutdown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ShutdownOutcome {
+    /// Nothing of it was running.
+    Idle,
+    /// It ended by itself.
+    Finished,
+    /// It was stopped and its lease given back: the next open runs it again.
+    Released,
+    /// It was stopped and ended as abandoned.
+    Abandoned,
+    /// What became of it could not be written.
+    Unwritten,
+}
+
+/// What a process actor is told.
+#[derive(Debug)]
+pub(crate) enum ProcessMsg {
+    /// A host's command.
+    Command(Box<CommandCall>),
+    /// The fate of a set.
+    Committed { flight: u64, result: CommitResult },
+    /// A slot is free for it.
+    Begin { permit: SlotPermit },
+    /// What its log says of signals and waits.
+    HistoryLoaded {
+        permit: SlotPermit,
+        history: Result<History>,
+    },
+    /// The task of an execution has ended; `None` when it was aborted.
+    Ended {
+        token: FencingToken,
+        result: Option<EngineResult>,
+    },
+    /// The engine emits an event.
+    Emit {
+        token: FencingToken,
+        event: Box<CheckedEvent>,
+        durable: Option<oneshot::Sender<Result<ProcessEvent>>>,
+        room: OwnedSemaphorePermit,
+    },
+    /// The engine begins to wait.
+    WaitBegin {
+        token: FencingToken,
+        wait_id: u64,
+        signal_name: String,
+        timeout: Option<Duration>,
+        reply: oneshot::Sender<Result<Option<ProcessEvent>>>,
+    },
+    /// The engine no longer waits.
+    WaitDropped { wait_id: u64 },
+    /// A wait's time is over.
+    WaitTimedOut { wait_id: u64 },
+    /// A slot, for going on after a wait.
+    SlotGranted { permit: SlotPermit },
+    /// The time limit of the process has passed.
+    Deadline { token: FencingToken },
+    /// An execution that was told to stop has had its time.
+    GraceOver { token: FencingToken },
+    /// An owner's leases are no longer trusted.
+    LeaseLost { owner: OwnerNumber },
+    /// The runtime shuts down: stop what can be run again.
+    Drain,
+    /// Stop what is executed, for this reason.
+    Stop { reason: CancelReason },
+    /// Stop it now: the time for that is over.
+    Abort,
+    /// Tell when nothing is executed any more, and how that came about.
+    Watch {
+        settled: oneshot::Sender<ShutdownOutcome>,
+    },
+    /// Go if there is nothing to do.
+    Passivate,
+    /// Panic, for tests of what happens then.
+    #[cfg(test)]
+    Panic,
+}

@@ -1,0 +1,77 @@
+//! The process actor: owns the lease and the event stream of one active process.
+//!
+//! It decides commands on its newest state and sends the resulting write set to the committer
+//! without waiting, so that many commands share one sync; what it has sent but not got back is in
+//! flight. Nothing leaves the actor before it is durable: replies, also refusals and replays that
+//! rest on what is in flight, wait for it. If a set is refused, everything decided on it is refused
+//! with it, and those commands are decided anew on what is durable.
+
+mod begin;
+mod ending;
+mod execution;
+mod flight;
+mod landing;
+mod messages;
+mod outcome;
+mod port;
+mod sending;
+mod state;
+mod waiting;
+mod waits;
+
+pub(crate) use messages::{
+    Answer, CommandCall, CommandReply, HostCommand, ProcessMsg, ShutdownOutcome,
+};
+pub(crate) use state::Activation;
+
+use std::panic::AssertUnwindSafe;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use state::Process;
+
+/// The handler of process actors; their state is [`Process`].
+pub(crate) struct ProcessActor;
+
+impl Actor for ProcessActor {
+    type Msg = ProcessMsg;
+    type State = Process;
+    type Arguments = Activation;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<ProcessMsg>,
+        activation: Activation,
+    ) -> Result<Process, ActorProcessingErr> {
+        Ok(Process::new(myself, activation))
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<ProcessMsg>,
+        message: ProcessMsg,
+        process: &mut Process,
+    ) -> Result<(), ActorProcessingErr> {
+        // A panic takes this actor down, not the runtime: the supervisor hears of it, and the
+        // process is recovered as its disposition says. Dropping the state aborts the execution.
+        let handled = std::panic::catch_unwind(AssertUnwindSafe(|| process.handle(message)));
+        match handled {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                // It has taken itself off the map already.
+                myself.stop(None);
+                Ok(())
+            }
+            Err(panic) => Err(format!("process actor panicked: {}", panic_text(&*panic)).into()),
+        }
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}

@@ -1,0 +1,130 @@
+//! What follows on a commit, and how an execution ends.
+
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::flight::{Purpose, Work};
+use super::messages::{Answer, ShutdownOutcome};
+use super::state::Process;
+use crate::engines::CancelReason;
+use crate::model::decide::Command;
+use crate::model::{Error, FencingToken, Result};
+
+impl Process {
+    /// What a commit leads to beside its answer.
+    pub(super) fn follow_up(&mut self, work: Work, answer: Answer) {
+        let cancel_requested = self.durable.cancel_request.clone();
+        if let (Command::RequestCancel { .. }, Some(request)) = (&work.command, cancel_requested) {
+            if let Some(token) = self.execution.as_ref().map(|running| running.token) {
+                self.stop_execution(
+                    token,
+                    CancelReason::Requested {
+                        requested_by: request.requested_by,
+                    },
+                );
+            }
+            self.shared.cancel_children(&self.registration);
+        }
+        match work.purpose {
+            Purpose::Begin {
+                permit,
+                owner,
+                token,
+                ..
+            } => self.launch(permit, owner, token),
+            Purpose::Settle { token } => self.settled(token),
+            Purpose::WaitBegun { wait_id } => self.wait_begun(wait_id),
+            Purpose::WaitEnded { wait_id } => self.wait_ended(wait_id),
+            Purpose::Emit { .. } | Purpose::Host(_) => {
+                self.conclude(work, Ok(answer));
+                self.end_if_terminal();
+            }
+        }
+    }
+
+    /// An engine's own event ended the process: whatever it still does is of no account.
+    pub(super) fn end_if_terminal(&mut self) {
+        if self.durable.terminal().is_some()
+            && let Some(execution) = &mut self.execution
+            && !execution.settled
+        {
+            execution.settled = true;
+            execution.close();
+            let token = execution.token;
+            self.stop_execution(token, CancelReason::LeaseLost);
+        }
+    }
+
+    /// Tells whoever waits for some work how it went.
+    pub(super) fn conclude(&mut self, work: Work, answer: Result<Answer>) {
+        match work.purpose {
+            Purpose::Host(reply) => reply.send(answer),
+            Purpose::Emit {
+                durable,
+                token,
+                room,
+            } => {
+                drop(room);
+                if let Err(error) = &answer {
+                    warn!(process = %self.registration.id, fencing_token = token.get(), %error,
+                        "emitted event was not accepted");
+                }
+                if let Some(durable) = durable {
+                    let event = match answer {
+                        Ok(Answer::Event(event)) => Ok(Arc::unwrap_or_clone(event)),
+                        Ok(Answer::Status(_)) => Err(Error::Corrupted {
+                            what: "an emitted event was answered with a status".to_owned(),
+                        }),
+                        Err(error) => Err(error),
+                    };
+                    let _ = durable.send(event);
+                }
+            }
+            Purpose::Begin { permit, .. } => {
+                self.beginning = false;
+                self.pending_history = None;
+                drop(permit);
+                if let Err(error) = answer {
+                    info!(process = %self.registration.id, %error, "not started");
+                    // What is to be done instead is the reaper's to find out.
+                    self.shared.sweep_soon();
+                }
+            }
+            Purpose::WaitBegun { wait_id } | Purpose::WaitEnded { wait_id } => {
+                if let Err(error) = answer {
+                    self.fail_wait(wait_id, error);
+                }
+            }
+            Purpose::Settle { token } => {
+                if let Err(error) = answer {
+                    warn!(process = %self.registration.id, %error, "outcome was not written");
+                    self.last_outcome = ShutdownOutcome::Unwritten;
+                }
+                self.drop_execution(token);
+            }
+        }
+    }
+
+    /// A write of the owner was refused: somebody else holds the lease, or it has lapsed.
+    pub(super) fn lost(&mut self, work: Work) {
+        let token = match &work.purpose {
+            Purpose::Emit { token, .. }
+            | Purpose::Settle { token }
+            | Purpose::Begin { token, .. } => *token,
+            Purpose::Host(_) | Purpose::WaitBegun { .. } | Purpose::WaitEnded { .. } => self
+                .execution
+                .as_ref()
+                .map_or(FencingToken::default(), |execution| execution.token),
+        };
+        let error = self.superseded(token);
+        self.conclude(work, Err(error));
+    }
+
+    pub(super) fn superseded(&self, token: FencingToken) -> Error {
+        Error::Superseded {
+            process_id: self.registration.id.clone(),
+            token: token.get(),
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! The state of a process actor, and the way of a command through it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::ActorRef;
+use tokio::sync::oneshot;
+
+use super::execution::Execution;
+use super::flight::{Flight, Purpose, Work};
+use super::messages::{Answer, CommandCall, HostCommand, ProcessMsg, ShutdownOutcome};
+use crate::actors::config::RETRIES_MAX;
+use crate::actors::runtime::Shared;
+use crate::engines::CancelReason;
+use crate::model::decide::{self, Command, Decision, Facts, Finisher, Replayed};
+use crate::model::lease::Lease;
+use crate::model::record::{ProcessState, Registration, Writer};
+use crate::model::{Error, ProcessEvent, RecoveryDisposition, Result};
+use crate::store::keys::Row;
+use crate::store::read::LoadedProcess;
+use crate::store::write_set::Ticket;
+
+/// What an actor is made from.
+pub(crate) struct Activation {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) loaded: LoadedProcess,
+}
+
+/// One active process.
+pub(crate) struct Process {
+    pub(super) shared: Arc<Shared>,
+    pub(super) myself: ActorRef<ProcessMsg>,
+    pub(super) registration: Arc<Registration>,
+    pub(super) row: Row,
+    /// What is in the store.
+    pub(super) durable: ProcessState,
+    pub(super) durable_lease: Option<Lease>,
+    /// What will be, if everything in flight is accepted.
+    pub(super) state: ProcessState,
+    pub(super) lease: Option<Lease>,
+    pub(super) flights: VecDeque<Flight>,
+    pub(super) next_flight: u64,
+    pub(super) last_ticket: Option<Ticket>,
+    /// Replay keys of events in flight.
+    pub(super) replays: HashMap<String, Replayed>,
+    /// A set was refused: what comes back behind it is collected here and decided anew.
+    pub(super) broken: bool,
+    pub(super) reload: bool,
+    pub(super) backlog: VecDeque<Work>,
+    pub(super) execution: Option<Execution>,
+    /// An attempt is being prepared: its history is read, or its claim is in flight.
+    pub(super) beginning: bool,
+    /// What its log says of signals and waits, for the attempt that is being prepared.
+    pub(super) pending_history: Option<super::waits::History>,
+    pub(super) watchers: Vec<oneshot::Sender<ShutdownOutcome>>,
+    pub(super) last_outcome: ShutdownOutcome,
+    /// The row is gone from the store: nothing can be done here any more.
+    pub(super) gone: bool,
+}
+
+impl Process {
+    pub(super) fn new(myself: ActorRef<ProcessMsg>, activation: Activation) -> Self {
+        let LoadedProcess {
+            row,
+            registration,
+            state,
+            edges,
+        } = activation.loaded;
+        Self {
+            shared: activation.shared,
+            myself,
+            registration: Arc::new(registration),
+            row,
+            durable: state.clone(),
+            durable_lease: edges.lease,
+            state,
+            lease: edges.lease,
+            flights: VecDeque::new(),
+            next_flight: 0,
+            last_ticket: None,
+            replays: HashMap::new(),
+            broken: false,
+            reload: false,
+            backlog: VecDeque::new(),
+            execution: None,
+            beginning: false,
+            pending_history: None,
+            watchers: Vec::new(),
+            last_outcome: ShutdownOutcome::Idle,
+            gone: false,
+        }
+    }
+
+    /// Handles a message; `false` when the actor is done and has left the map.
+    pub(super) fn handle(&mut self, message: ProcessMsg) -> bool {
+        match message {
+            ProcessMsg::Command(call) => self.command(*call),
+            ProcessMsg::Committed { flight, result } => self.committed(flight, result),
+            ProcessMsg::Begin { permit } => self.begin(permit),
+            ProcessMsg::HistoryLoaded { permit, history } => self.history_loaded(permit, history),
+            ProcessMsg::Ended { token, result } => self.ended(token, result),
+            ProcessMsg::Emit {
+                token,
+                event,
+                durable,
+                room,
+            } => self.decide(Work {
+                command: Command::Append {
+                    event: *event,
+                    writer: Writer::Owner(token),
+                },
+                granted_to: None,
+                tries: 0,
+                purpose: Purpose::Emit {
+                    token,
+                    durable,
+                    room,
+                },
+            }),
+            ProcessMsg::WaitBegin {
+                token,
+                wait_id,
+                signal_name,
+                timeout,
+                reply,
+            } => self.wait_begin(token, wait_id, signal_name, timeout, reply),
+            ProcessMsg::WaitDropped { wait_id } => self.wait_dropped(wait_id),
+            ProcessMsg::WaitTimedOut { wait_id } => self.wait_timed_out(wait_id),
+            ProcessMsg::SlotGranted { permit } => self.slot_granted(permit),
+            ProcessMsg::Deadline { token } => self.stop_execution(token, CancelReason::TimedOut),
+            ProcessMsg::GraceOver { token } => self.grace_over(token),
+            ProcessMsg::LeaseLost { owner } => self.lease_lost(owner),
+            ProcessMsg::Stop { reason } => {
+                if let Some(token) = self.execution.as_ref().map(|running| running.token) {
+                    self.stop_execution(token, reason);
+                }
+            }
+            ProcessMsg::Abort => {
+                if let Some(execution) = &mut self.execution {
+                    execution.cancel.fire(CancelReason::Shutdown);
+                    execution.abort();
+                }
+            }
+            ProcessMsg::Drain => {
+                // Work that can be run again stops at once; other work gets the grace period.
+                if self.registration.disposition == RecoveryDisposition::Rerunnable
+                    && let Some(token) = self.execution.as_ref().map(|running| running.token)
+                {
+                    self.stop_execution(token, CancelReason::Shutdown);
+                }
+            }
+            ProcessMsg::Watch { settled } => {
+                if self.is_idle() {
+                    self.last_outcome = ShutdownOutcome::Idle;
+                }
+                self.watchers.push(settled);
+            }
+            ProcessMsg::Passivate => {
+                self.tell_watchers();
+                return !self.passivate();
+            }
+            #[cfg(test)]
+            ProcessMsg::Panic => panic!("asked to"),
+        }
+        self.tell_watchers();
+        !(self.gone && self.passivate())
+    }
+
+    /// Nothing runs, nothing is in flight, nothing waits to be decided.
+    pub(super) fn is_idle(&self) -> bool {
+        self.execution.is_none()
+            && !self.beginning
+            && self.flights.is_empty()
+            && self.backlog.is_empty()
+    }
+
+    pub(super) fn tell_watchers(&mut self) {
+        if self.is_idle() {
+            for watcher in self.watchers.drain(..) {
+                let _ = watcher.send(self.last_outcome);
+            }
+        }
+    }
+
+    pub(super) fn passivate(&mut self) -> bool {
+        if !self.is_idle() {
+            return false;
+        }
+        // Off the map first, by identity: whoever looks now activates another actor. A message
+        // that is already in this mailbox was not marked as sent, and is sent again.
+        self.shared.leave(&self.registration.id, &self.myself);
+        true
+    }
+
+    pub(super) fn command(&mut self, call: CommandCall) {
+        if call.incarnation != self.registration.incarnation || self.gone {
+            // The id stands for something else by now: the sender looks again.
+            drop(call);
+            return;
+        }
+        let CommandCall {
+            command,
+            granted_to,
+            reply,
+            ..
+        } = call;
+        let command = match self.checked(command) {
+            Ok(command) => command,
+            Err(error) => {
+                reply.send(Err(error));
+                return;
+            }
+        };
+        self.decide(Work {
+            command,
+            granted_to,
+            tries: 0,
+            purpose: Purpose::Host(reply),
+        });
+    }
+
+    pub(super) fn checked(&self, command: HostCommand) -> Result<Command> {
+        Ok(match command {
+            HostCommand::Append(event) => Command::Append {
+                event: decide::check_prepared(&self.registration, event)?,
+                writer: Writer::Host,
+            },
+            HostCommand::Cancel { requested_by } => Command::RequestCancel { requested_by },
+            HostCommand::Abandon {
+                requested_by,
+                reason,
+            } => Command::RequestAbandon {
+                requested_by,
+                reason,
+            },
+            HostCommand::ExternalRef(reference) => Command::SetExternalRef { reference },
+            HostCommand::Complete { output, authority } => Command::Finish {
+                output,
+                finisher: Finisher::Authority(authority),
+            },
+        })
+    }
+
+    /// Decides some work on the newest state and sends what comes of it.
+    pub(super) fn decide(&mut self, mut work: Work) {
+        if self.broken || !self.backlog.is_empty() && work.tries == 0 {
+            self.backlog.push_back(work);
+            return;
+        }
+        work.tries += 1;
+        let answer = match self.decision(&work) {
+            Ok(Decision::Commit { events, lease }) => match self.send(work, events, &lease) {
+                Ok(()) => return,
+                Err((work, error)) => {
+                    self.answer(work, Err(error));
+                    return;
+                }
+            },
+            Ok(Decision::Replayed { sequence }) => self.event_at(sequence).map(Answer::Event),
+            Ok(Decision::Unchanged) => Ok(Answer::Status(Arc::clone(&self.state.status))),
+            Err(error) => Err(error),
+        };
+        self.answer(work, answer);
+    }
+
+    pub(super) fn decision(&mut self, work: &Work) -> Result<Decision> {
+        if work.tries > RETRIES_MAX {
+            return Err(Error::Overloaded {
+                what: format!("concurrent writers of process {}", self.registration.id),
+                limit: u64::from(RETRIES_MAX),
+            });
+        }
+        let facts = self.facts(&work.command)?;
+        decide::decide(&self.registration, &self.state, work.command.clone(), facts)
+    }
+
+    pub(super) fn facts(&self, command: &Command) -> Result<Facts> {
+        let mut facts = Facts {
+            holder: self.lease.map(|lease| lease.token),
+            ..Facts::default()
+        };
+        match command {
+            Command::Append { event, .. } => {
+                if let Some(replay) = &event.replay {
+                    facts.replayed = match self.replays.get(&replay.key) {
+                        Some(replayed) => Some(*replayed),
+                        None => self
+                            .shared
+                            .store
+                            .view()?
+                            .replayed(self.registration.incarnation, &replay.key)?,
+                    };
+                }
+            }
+            Command::RequestCancel { .. } if self.execution.is_none() && !self.beginning => {
+                if self.lease_is_free()? {
+                    facts.claim = Some(self.shared.store.next_token()?);
+                }
+            }
+            // Judged claimable right before this, in `next_attempt`; once more inside the commit.
+            Command::Begin { token, .. } => facts.claim = Some(*token),
+            Command::RequestCancel { .. }
+            | Command::RequestAbandon { .. }
+            | Command::SetExternalRef { .. }
+            | Command::BeginWait { .. }
+            | Command::EndWait { .. }
+            | Command::ScheduleRetry { .. }
+            | Command::Finish { .. } => {}
+        }
+        Ok(facts)
+    }
+
+    pub(super) fn lease_is_free(&self) -> Result<bool> {
+        use crate::model::lease::OwnerStanding;
+        use crate::model::recovery::LeaseStanding;
+        let standing = self.shared.store.view()?.lease_standing(self.lease)?;
+        Ok(standing != LeaseStanding::Held(OwnerStanding::Live))
+    }
+
+    /// An event that is in flight or in the log.
+    pub(super) fn event_at(&self, sequence: u64) -> Result<Arc<ProcessEvent>> {
+        let in_flight = self
+            .flights
+            .iter()
+            .flat_map(|flight| &flight.events)
+            .find(|(event, _)| event.sequence == sequence)
+            .map(|(event, _)| Arc::clone(event));
+        if let Some(event) = in_flight {
+            return Ok(event);
+        }
+        let page = self.shared.store.view()?.events(
+            &self.registration.id,
+            self.registration.incarnation,
+            sequence,
+            1,
+            usize::MAX,
+        )?;
+        page.into_iter()
+            .next()
+            .map(Arc::new)
+            .ok_or_else(|| Error::Corrupted {
+                what: format!(
+                    "event {sequence} of process {} is gone",
+                    self.registration.id
+                ),
+            })
+    }
+
+    /// Sends a set, decided on everything that is in flight.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of the flight it becomes"
+    )]
+
+    pub(super) fn after(
+        &mut self,
+        wait: Duration,
+        message: impl FnOnce() -> ProcessMsg + Send + 'static,
+    ) {
+        let myself = self.myself.clone();
+        if let Some(execution) = &mut self.execution {
+            execution.after(&myself, wait, message);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Signals and waits of one attempt.
+//!
+//! The n-th wait for a name takes the n-th signal of that name. What a wait returned is in the log
+//! before the engine sees it, and is returned again when the process is run again.
+
+use std::collections::{BTreeSet, HashMap};
+
+use tokio::sync::oneshot;
+
+use crate::model::event::{EventBody, RuntimeEvent};
+use crate::model::limits::{EVENTS_PAGE_MAX, RUNTIME_EVENT_PREFIX, SIGNAL_EVENT_PREFIX};
+use crate::model::record::Registration;
+use crate::model::{ProcessEvent, Result, WaitResult};
+use crate::store::process_store::ProcessStore;
+
+/// Bytes of events that are read at a time.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+
+/// What a log says of signals and waits, up to some sequence.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct History {
+    /// Sequences of signals by name, in the order of the log.
+    signals: HashMap<String, Vec<u64>>,
+    /// What waits returned.
+    results: HashMap<(String, u64), WaitResult>,
+    through: u64,
+}
+
+impl History {
+    /// Whether a process can have one at all.
+    pub(super) fn concerns(registration: &Registration) -> bool {
+        registration
+            .event_types
+            .iter()
+            .any(|declared| declared.name.starts_with(SIGNAL_EVENT_PREFIX))
+    }
+
+    /// Reads it from the log. Blocks.
+    pub(super) fn load(store: &ProcessStore, registration: &Registration) -> Result<Self> {
+        let mut history = Self::default();
+        loop {
+            let page = store.view()?.events(
+                &registration.id,
+                registration.incarnation,
+                history.through + 1,
+                EVENTS_PAGE_MAX,
+                PAGE_BYTES_MAX,
+            )?;
+            if page.is_empty() {
+                return Ok(history);
+            }
+            for event in &page {
+                history.note(event)?;
+            }
+        }
+    }
+
+    /// Takes note of an event that follows on those seen so far.
+    pub(super) fn note(&mut self, event: &ProcessEvent) -> Result<()> {
+        if event.sequence <= self.through {
+            return Ok(());
+        }
+        self.through = event.sequence;
+        if let Some(name) = event.event_type.strip_prefix(SIGNAL_EVENT_PREFIX) {
+            self.signals
+                .entry(name.to_owned())
+                .or_default()
+                .push(event.sequence);
+        } else if event.event_type.starts_with(RUNTIME_EVENT_PREFIX)
+            && let EventBody::Runtime(RuntimeEvent::Resumed {
+                signal_name,
+                number,
+                result,
+            }) = EventBody::of(event)?
+            && result != WaitResult::Dropped
+        {
+            self.results.insert((signal_name, number), result);
+        }
+        Ok(())
+    }
+
+    /// Forgets what turned out not to have happened.
+    fn truncate(&mut self, last_sequence: u64) {
+        self.through = self.through.min(last_sequence);
+        for sequences in self.signals.values_mut() {
+            sequences.retain(|sequence| *sequence <= last_sequence);
+        }
+    }
+}
+
+/// Where a wait stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Nothing has been said of it yet.
+    New,
+    /// The record says that the process waits.
+    Begun,
+    /// Its end is on its way to the log.
+    Ending(WaitResult),
+    /// Its end is in the log; it waits for a slot.
+    Ended(WaitResult),
+}
+
+#[derive(Debug)]
+pub(super) struct OpenWait {
+    pub(super) signal_name: String,
+    pub(super) number: u64,
+    pub(super) phase: Phase,
+    /// Whether `process.waiting` was said for it.
+    pub(super) announced: bool,
+    pub(super) deadline_ms: Option<u64>,
+    pub(super) reply: Option<oneshot::Sender<Result<Option<ProcessEvent>>>>,
+}
+
+#[derive(Debug, Default)]
+struct Numbers {
+    next: u64,
+    /// Given back by waits that were dropped; taken again first.
+    returned: BTreeSet<u64>,
+}
+
+/// The waits of one attempt.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    history: History,
+    numbers: HashMap<String, Numbers>,
+    pub(super) open: HashMap<u64, OpenWait>,
+}
+
+impl Waits {
+    pub(super) fn new(history: History) -> Self {
+        Self {
+            history,
+            ..Self::default()
+        }
+    }
+
+    /// Takes note of events, durable or on their way.
+    pub(super) fn note(&mut self, event: &ProcessEvent) -> Result<()> {
+        self.history.note(event)
+    }
+
+    /// The sequence through which the log has been taken note of.
+    pub(super) fn seen(&self) -> u64 {
+        self.history.through
+    }
+
+    /// Forgets events that turned out not to have happened.
+    pub(super) fn rewind(&mut self, last_sequence: u64) {
+        self.history.truncate(last_sequence);
+    }
+
+    /// Gives a new wait its number.
+    pub(super) fn take_number(&mut self, signal_name: &str) -> u64 {
+        let numbers = self.numbers.entry(signal_name.to_owned()).or_default();
+        match numbers.returned.pop_first() {
+            Some(number) => number,
+            None => {
+                numbers.next += 1;
+                numbers.next
+            }
+        }
+    }
+
+    /// Takes a number back.
+    pub(super) fn return_number(&mut self, signal_name: &str, number: u64) {
+        if let Some(numbers) = self.numbers.get_mut(signal_name) {
+            numbers.returned.insert(number);
+        }
+    }
+
+    /// What a wait of this number returned in an earlier attempt.
+    pub(super) fn recorded(&self, signal_name: &str, number: u64) -> Option<WaitResult> {
+        self.history
+            .results
+            .get(&(signal_name.to_owned(), number))
+            .copied()
+    }
+
+    /// The signal that a wait of this number takes, if it has arrived.
+    pub(super) fn signal(&self, signal_name: &str, number: u64) -> Option<u64> {
+        let at = usize::try_from(number.checked_sub(1)?).ok()?;
+        self.history.signals.get(signal_name)?.get(at).copied()
+    }
+
+    /// Waits whose signal has arrived and whose end is not on its way.
+    pub(super) fn ready(&self) -> Vec<(u64, u64)> {
+        let mut ready: Vec<_> = self
+            .open
+            .iter()
+            .filter(|(_, wait)| matches!(wait.phase, Phase::New | Phase::Begun))
+            .filter_map(|(id, wait)| Some((*id, self.signal(&wait.signal_name, wait.number)?)))
+            .collect();
+        ready.sort_unstable();
+        ready
+    }
+
+    /// Whether the engine waits for something that has not come.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.open.values().any(|wait| wait.phase == Phase::Begun)
+    }
+
+    /// Waits that have ended and whose engine has not been told.
+    pub(super) fn ended(&self) -> Vec<u64> {
+        let mut ended: Vec<_> = self
+            .open
+            .iter()
+            .filter(|(_, wait)| matches!(wait.phase, Phase::Ended(_)))
+            .map(|(id, _)| *id)
+            .collect();
+        ended.sort_unstable();
+        ended
+    }
+}

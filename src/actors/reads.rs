@@ -1,0 +1,417 @@
+//! Reads and waits. They go straight to a view of the store: no actor is woken to be looked at.
+
+use std::sync::Arc;
+
+use super::hub::LogListener;
+use super::process::{Answer, HostCommand};
+use super::runtime::Shared;
+use crate::model::limits::EVENTS_PAGE_MAX;
+use crate::model::{
+    CompletionAuthority, Error, Incarnation, ObservedProcess, Page, PageRequest,
+    ProcessAwaitOutput, ProcessCancelSummary, ProcessEvent, ProcessListFilter, ProcessRecord,
+    ProcessStatus, ProcessWorkSnapshot, QueuedReason, Result, SessionScope, ids,
+};
+use crate::store::keys::Row;
+use crate::store::read::{IdEntry, Index, LoadedProcess, View};
+
+/// Bytes of events that one page of a log holds at the most, but for a single larger one.
+const EVENTS_PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Which processes a list is about.
+#[derive(Debug, Clone)]
+pub(crate) enum ListScope {
+    /// All.
+    All,
+    /// Those granted to exactly this scope.
+    GrantedTo(SessionScope),
+    /// Those created by this scope; a root scope stands for all frames of its session.
+    OriginatedBy(SessionScope),
+}
+
+impl ListScope {
+    fn index(&self) -> Option<Index> {
+        match self {
+            Self::All => None,
+            Self::GrantedTo(scope) => Some(Index::GrantedTo(scope.clone())),
+            Self::OriginatedBy(scope) if scope.agent_frame_id.is_none() => {
+                Some(Index::OriginatedBySession(scope.session_id.clone()))
+            }
+            Self::OriginatedBy(scope) => Some(Index::OriginatedByScope(scope.clone())),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::All => Ok(()),
+            Self::GrantedTo(scope) | Self::OriginatedBy(scope) => scope.check("session_scope"),
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn view(&self) -> Result<View> {
+        Ok(self.store.view()?)
+    }
+
+    /// What an id stands for now; the errors of everything but `get`.
+    pub(crate) fn row_of(&self, view: &View, id: &str) -> Result<Row> {
+        ids::check_id("process_id", id)?;
+        match view.id(id)? {
+            Some(IdEntry::Live(row)) => Ok(row),
+            Some(IdEntry::Pruned(tombstone)) => Err(Error::NoLongerRetained {
+                process_id: id.to_owned(),
+                status: tombstone.status,
+                pruned_at: tombstone.pruned_at_ms,
+            }),
+            None => Err(Error::unknown(id)),
+        }
+    }
+
+    /// Adds what only the runtime knows about a process.
+    fn complete(&self, mut process: ObservedProcess) -> ObservedProcess {
+        if process.facets.queued {
+            process.queued_reason = match &process.engine_kind {
+                Some(kind) if self.engine(kind).is_none() => {
+                    Some(QueuedReason::UnregisteredEngine { kind: kind.clone() })
+                }
+                _ if !self.config.recover => Some(QueuedReason::RecoveryOff),
+                _ => Some(QueuedReason::Slot),
+            };
+        }
+        process
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Result<Option<ObservedProcess>> {
+        ids::check_id("process_id", id)?;
+        let view = self.view()?;
+        match view.id(id)? {
+            Some(IdEntry::Live(row)) => {
+                Ok(view.observe_row(row)?.map(|process| self.complete(process)))
+            }
+            Some(IdEntry::Pruned(_)) | None => Ok(None),
+        }
+    }
+
+    /// The whole record of a process.
+    pub(crate) fn record(&self, id: &str) -> Result<Option<ProcessRecord>> {
+        ids::check_id("process_id", id)?;
+        Ok(self.view()?.process(id)?.map(
+            |LoadedProcess {
+                 registration,
+                 state,
+                 ..
+             }| ProcessRecord::assemble(&registration, &state),
+        ))
+    }
+
+    /// A whole list, from one consistent state; off the caller's thread, since it may be long.
+    pub(crate) async fn list(
+        self: &Arc<Self>,
+        scope: ListScope,
+        filter: &ProcessListFilter,
+    ) -> Result<Vec<ObservedProcess>> {
+        scope.check()?;
+        filter.check()?;
+        let shared = Arc::clone(self);
+        let filter = filter.clone();
+        blocking(move || {
+            let listed = shared.view()?.list(scope.index().as_ref(), &filter)?;
+            Ok(listed
+                .into_iter()
+                .map(|process| shared.complete(process))
+                .collect())
+        })
+        .await
+    }
+
+    pub(crate) async fn list_page(
+        self: &Arc<Self>,
+        scope: ListScope,
+        filter: &ProcessListFilter,
+        page: &PageRequest,
+    ) -> Result<Page<ObservedProcess>> {
+        scope.check()?;
+        filter.check()?;
+        page.check()?;
+        let shared = Arc::clone(self);
+        let (filter, page) = (filter.clone(), page.clone());
+        blocking(move || {
+            let found = shared.view()?.list_page(
+                scope.index(),
+                &filter,
+                page.cursor.as_ref(),
+                page.limit,
+            )?;
+            Ok(Page {
+                items: found
+                    .items
+                    .into_iter()
+                    .map(|process| shared.complete(process))
+                    .collect(),
+                next: found.next,
+            })
+        })
+        .await
+    }
+
+    pub(crate) async fn snapshot(
+        self: &Arc<Self>,
+        session_id: String,
+    ) -> Result<ProcessWorkSnapshot> {
+        ids::check_id("session_id", &session_id)?;
+        let shared = Arc::clone(self);
+        blocking(move || {
+            let mut snapshot = shared.view()?.snapshot(&session_id)?;
+            for item in &mut snapshot.items {
+                item.process = shared.complete(item.process.clone());
+            }
+            Ok(snapshot)
+        })
+        .await
+    }
+
+    /// What is granted to any of these scopes of one session, from one consistent state.
+    pub(crate) async fn list_granted(
+        self: &Arc<Self>,
+        scopes: Vec<SessionScope>,
+        filter: &ProcessListFilter,
+    ) -> Result<Vec<ObservedProcess>> {
+        let shared = Arc::clone(self);
+        let filter = filter.clone();
+        blocking(move || {
+            let view = shared.view()?;
+            let mut found: Vec<ObservedProcess> = Vec::new();
+            for scope in scopes {
+                found.extend(view.list(Some(&Index::GrantedTo(scope)), &filter)?);
+            }
+            found.sort_by_key(|process| (process.created_at_ms, process.incarnation));
+            found.dedup_by_key(|process| process.incarnation);
+            Ok(found
+                .into_iter()
+                .map(|process| shared.complete(process))
+                .collect())
+        })
+        .await
+    }
+
+    /// What is granted to any of these scopes of one session, as a snapshot.
+    pub(crate) async fn snapshot_granted(
+        self: &Arc<Self>,
+        scopes: Vec<SessionScope>,
+    ) -> Result<ProcessWorkSnapshot> {
+        let shared = Arc::clone(self);
+        blocking(move || {
+            let session_id = scopes
+                .first()
+                .map(|scope| scope.session_id.clone())
+                .unwrap_or_default();
+            let view = shared.view()?;
+            let mut visible: Vec<_> = view
+                .grants_of_session(&session_id)?
+                .into_iter()
+                .filter(|(granted_to, _, _)| scopes.contains(granted_to))
+                .map(|(_, row, descriptor)| (row, descriptor))
+                .collect();
+            visible.sort_by_key(|(row, _)| *row);
+            visible.dedup_by_key(|(row, _)| *row);
+            let mut snapshot = view.snapshot_of(&session_id, visible)?;
+            for item in &mut snapshot.items {
+                item.process = shared.complete(item.process.clone());
+            }
+            Ok(snapshot)
+        })
+        .await
+    }
+
+    /// One page of a log.
+    pub(crate) fn events_page(
+        &self,
+        id: &str,
+        incarnation: Incarnation,
+        after_sequence: u64,
+        limit: usize,
+    ) -> Result<Vec<ProcessEvent>> {
+        Ok(self.view()?.events(
+            id,
+            incarnation,
+            after_sequence.saturating_add(1),
+            limit,
+            EVENTS_PAGE_BYTES_MAX,
+        )?)
+    }
+
+    /// A whole log after a sequence, as far as it had come when it was asked for.
+    pub(crate) async fn events(
+        self: &Arc<Self>,
+        id: &str,
+        after_sequence: u64,
+    ) -> Result<Vec<ProcessEvent>> {
+        let (row, last) = {
+            let view = self.view()?;
+            let row = self.row_of(&view, id)?;
+            let last = view.front(row)?.map_or(0, |front| front.last_sequence);
+            (row, last)
+        };
+        let shared = Arc::clone(self);
+        let id = id.to_owned();
+        blocking(move || {
+            let mut events: Vec<ProcessEvent> = Vec::new();
+            let mut after = after_sequence;
+            while after < last {
+                let page = shared.events_page(&id, row.incarnation, after, EVENTS_PAGE_MAX)?;
+                let Some(newest) = page.last().map(|event| event.sequence) else {
+                    // Pruned while it was read.
+                    shared.row_of(&shared.view()?, &id)?;
+                    break;
+                };
+                after = newest;
+                events.extend(page.into_iter().filter(|event| event.sequence <= last));
+            }
+            Ok(events)
+        })
+        .await
+    }
+
+    /// Looks for the outcome of an incarnation.
+    pub(crate) fn outcome(&self, id: &str, row: Row) -> Result<Option<ProcessAwaitOutput>> {
+        let view = self.view()?;
+        let Some(front) = view.front(row)? else {
+            let gone = view.tombstone(row.incarnation)?;
+            return Err(match gone {
+                Some((_, tombstone)) => Error::NoLongerRetained {
+                    process_id: id.to_owned(),
+                    status: tombstone.status,
+                    pruned_at: tombstone.pruned_at_ms,
+                },
+                None => Error::unknown(id),
+            });
+        };
+        if front.terminal_at_ms().is_none() {
+            return Ok(None);
+        }
+        Ok(view
+            .load(row)?
+            .and_then(|loaded| loaded.state.status.output().cloned()))
+    }
+
+    /// Waits for the outcome of a process, bound to the incarnation that the id stands for now.
+    ///
+    /// # Cancel safety
+    /// Safe to drop: nothing is left behind (W4).
+    pub(crate) async fn await_output(self: &Arc<Self>, id: &str) -> Result<ProcessAwaitOutput> {
+        let row = {
+            let view = self.view()?;
+            self.row_of(&view, id)?
+        };
+        let mut listener = self.hub.listen(row.incarnation);
+        self.await_listened(id, row, &mut listener).await
+    }
+
+    /// The same on a registration that the caller holds.
+    pub(crate) async fn await_listened(
+        &self,
+        id: &str,
+        row: Row,
+        listener: &mut LogListener,
+    ) -> Result<ProcessAwaitOutput> {
+        loop {
+            // Registered first, looked second: what commits in between is heard (W2).
+            listener.seen();
+            if let Some(output) = self.outcome(id, row)? {
+                return Ok(output);
+            }
+            loop {
+                if !listener.changed().await {
+                    return Err(Error::ShuttingDown);
+                }
+                let progress = listener.seen();
+                // Only an end, or something the store alone can tell, is worth a look.
+                if progress.ended || progress.nudges > 0 {
+                    break;
+                }
+            }
+        }
+    }
+
+    pub(crate) async fn cancel(
+        self: &Arc<Self>,
+        id: &str,
+        requested_by: Option<String>,
+        granted_to: Option<&SessionScope>,
+    ) -> Result<ProcessCancelSummary> {
+        match self
+            .command(id, HostCommand::Cancel { requested_by }, granted_to)
+            .await?
+        {
+            Answer::Status(status) => Ok(ProcessCancelSummary {
+                process_id: id.to_owned(),
+                status: ProcessStatus::clone(&status),
+            }),
+            Answer::Event(_) => Err(unexpected(id)),
+        }
+    }
+
+    pub(crate) async fn append(
+        self: &Arc<Self>,
+        id: &str,
+        event: crate::model::decide::PreparedEvent,
+        granted_to: Option<&SessionScope>,
+    ) -> Result<ProcessEvent> {
+        match self
+            .command(id, HostCommand::Append(event), granted_to)
+            .await?
+        {
+            Answer::Event(event) => Ok(Arc::unwrap_or_clone(event)),
+            Answer::Status(_) => Err(unexpected(id)),
+        }
+    }
+
+    pub(crate) async fn complete_external(
+        self: &Arc<Self>,
+        id: &str,
+        output: ProcessAwaitOutput,
+        authority: CompletionAuthority,
+    ) -> Result<()> {
+        if let Err(error) = output.check() {
+            output.dismantle();
+            return Err(error.for_process(id));
+        }
+        self.command(id, HostCommand::Complete { output, authority }, None)
+            .await
+            .map(drop)
+    }
+
+    /// An environment by its hash.
+    pub(crate) fn env(
+        &self,
+        hash: &crate::model::ContentHash,
+    ) -> Result<Option<crate::model::ProcessEnvSpec>> {
+        let Some(canonical) = self.view()?.env(hash)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&canonical)
+            .map(Some)
+            .map_err(|error| Error::Corrupted {
+                what: format!("environment {hash}: {error}"),
+            })
+    }
+}
+
+fn unexpected(id: &str) -> Error {
+    Error::Corrupted {
+        what: format!("process {id} was answered with something else than it was asked"),
+    }
+}
+
+/// Runs a read that may take a while off the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => Err(Error::Corrupted {
+            what: format!("a read panicked: {error}"),
+        }),
+        Err(_) => Err(Error::ShuttingDown),
+    }
+}

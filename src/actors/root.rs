@@ -1,0 +1,52 @@
+//! The root supervisor: its children may fail, it does not.
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tracing::{debug, error};
+
+use super::runtime::Shared;
+
+/// Supervises every other actor of a runtime.
+pub(crate) struct Root;
+
+impl Actor for Root {
+    type Msg = ();
+    type State = Arc<Shared>;
+    type Arguments = Arc<Shared>;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<()>,
+        shared: Arc<Shared>,
+    ) -> Result<Arc<Shared>, ActorProcessingErr> {
+        Ok(shared)
+    }
+
+    /// The default would stop this actor, and with it everything, whenever a child exits.
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<()>,
+        event: SupervisionEvent,
+        shared: &mut Arc<Shared>,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(cell, reason) => {
+                match shared.forget_failed(&cell) {
+                    Some((id, incarnation)) => {
+                        error!(process = %id, %reason, "process actor failed: its process is recovered");
+                        // Whatever it had in flight may have been committed: listeners look.
+                        shared.hub.nudge(incarnation);
+                        shared.sweep_soon();
+                    }
+                    None => error!(actor = %cell.get_id(), %reason, "actor failed"),
+                }
+            }
+            SupervisionEvent::ActorTerminated(cell, _, reason) => {
+                debug!(actor = %cell.get_id(), ?reason, "actor stopped");
+            }
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
+        }
+        Ok(())
+    }
+}

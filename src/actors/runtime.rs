@@ -1,0 +1,479 @@
+//! What all actors share, and how a command finds its actor.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use ractor::{Actor, ActorCell, ActorRef};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::config::{COMMAND_KIB_MAX, RETRIES_MAX, RuntimeConfig};
+use super::dispatcher::{DispatchMsg, QueueEntry, SlotPermit};
+use super::hub::Hub;
+use super::keeper::{KeeperMsg, OwnerHandle};
+use super::process::{Activation, Answer, CommandCall, HostCommand, ProcessActor, ProcessMsg};
+use super::reaper::ReaperMsg;
+use super::registry::RegistryMsg;
+use crate::engines::ProcessEngine;
+use crate::model::record::Registration;
+use crate::model::{
+    Error, FencingToken, Incarnation, OwnerNumber, ProcessEventType, Result, SessionScope,
+};
+use crate::store::keys::Row;
+use crate::store::process_store::ProcessStore;
+use crate::store::read::IdEntry;
+
+/// The long-lived actors.
+#[derive(Debug)]
+pub(crate) struct Actors {
+    pub(crate) root: ActorCell,
+    pub(crate) registry: ActorRef<RegistryMsg>,
+    pub(crate) dispatcher: ActorRef<DispatchMsg>,
+    pub(crate) reaper: ActorRef<ReaperMsg>,
+    pub(crate) keeper: Option<ActorRef<KeeperMsg>>,
+}
+
+/// An engine as it was registered.
+pub(crate) struct EngineEntry {
+    pub(crate) engine: Arc<dyn ProcessEngine>,
+    pub(crate) event_types: Vec<ProcessEventType>,
+}
+
+/// An active process.
+#[derive(Debug, Default)]
+pub(crate) struct ActorSlot {
+    cell: OnceCell<(ActorRef<ProcessMsg>, Incarnation)>,
+    /// When it was last sent something, in milliseconds of the monotonic clock.
+    last_used_ms: AtomicU64,
+}
+
+/// A share of what may be in flight.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    _command: OwnedSemaphorePermit,
+    _bytes: Option<OwnedSemaphorePermit>,
+}
+
+/// A child that an engine starts.
+#[derive(Debug)]
+pub(crate) struct ChildOf {
+    pub(crate) parent: Arc<Registration>,
+    pub(crate) token: FencingToken,
+    pub(crate) owner: OwnerNumber,
+    pub(crate) key: String,
+    pub(crate) detached: bool,
+}
+
+/// What all actors of a runtime share.
+pub(crate) struct Shared {
+    pub(crate) config: RuntimeConfig,
+    pub(crate) store: ProcessStore,
+    pub(crate) hub: Arc<Hub>,
+    engines: HashMap<String, EngineEntry>,
+    owner: RwLock<Option<Arc<OwnerHandle>>>,
+    active: DashMap<Arc<str>, Arc<ActorSlot>>,
+    /// Incarnations whose engine task has not ended.
+    tasks: DashMap<Incarnation, ()>,
+    actors: OnceLock<Actors>,
+    commands: Arc<Semaphore>,
+    command_kib: Arc<Semaphore>,
+    shutting_down: AtomicBool,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("owner_id", &self.config.owner_id)
+            .field("active", &self.active.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn new(
+        config: RuntimeConfig,
+        store: ProcessStore,
+        engines: HashMap<String, EngineEntry>,
+    ) -> Self {
+        Self {
+            commands: Arc::new(Semaphore::new(config.commands_max)),
+            command_kib: Arc::new(Semaphore::new(COMMAND_KIB_MAX)),
+            config,
+            store,
+            hub: Arc::new(Hub::default()),
+            engines,
+            owner: RwLock::new(None),
+            active: DashMap::new(),
+            tasks: DashMap::new(),
+            actors: OnceLock::new(),
+            shutting_down: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn set_actors(&self, actors: Actors) {
+        // Set once, right after they were spawned.
+        let _ = self.actors.set(actors);
+    }
+
+    pub(crate) fn actors(&self) -> Result<&Actors> {
+        self.actors.get().ok_or(Error::ShuttingDown)
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.store.now_ms()
+    }
+
+    pub(crate) fn monotonic(&self) -> Duration {
+        self.store.clock().monotonic()
+    }
+
+    /// A number in `0.0..1.0`, for jitter.
+    #[expect(clippy::unused_self, reason = "the one place where jitter comes from")]
+    pub(crate) fn random(&self) -> f64 {
+        let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
+        f64::from(u32::try_from(high >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+    }
+
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Ordering::Acquire)
+    }
+
+    /// Stops admission; `false` if that was done before.
+    pub(super) fn begin_shutdown(&self) -> bool {
+        !self.shutting_down.swap(true, Ordering::AcqRel)
+    }
+
+    /// The current incarnation of this runtime as an owner; none without recovery, and between a
+    /// lapse and the next one.
+    pub(crate) fn owner(&self) -> Option<Arc<OwnerHandle>> {
+        self.owner
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The same, while its heartbeat is trusted.
+    pub(crate) fn trusted_owner(&self) -> Option<Arc<OwnerHandle>> {
+        self.owner()
+            .filter(|owner| owner.is_trusted(self.monotonic()))
+    }
+
+    pub(super) fn set_owner(&self, owner: Arc<OwnerHandle>) {
+        *self.owner.write().unwrap_or_else(PoisonError::into_inner) = Some(owner);
+        self.sweep_soon();
+    }
+
+    pub(super) fn clear_owner(&self) {
+        *self.owner.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Tells every execution of an owner that its lease is lost.
+    pub(super) fn lease_lost(&self, owner: OwnerNumber) {
+        self.tell_all(|| ProcessMsg::LeaseLost { owner });
+    }
+
+    pub(super) fn tell_all(&self, message: impl Fn() -> ProcessMsg) {
+        for slot in &self.active {
+            if let Some((actor, _)) = slot.cell.get() {
+                let _ = actor.cast(message());
+            }
+        }
+    }
+
+    /// The actors that are active now.
+    pub(super) fn active_actors(&self) -> Vec<(Arc<str>, ActorRef<ProcessMsg>)> {
+        self.active
+            .iter()
+            .filter_map(|slot| {
+                let (actor, _) = slot.cell.get()?;
+                Some((Arc::clone(slot.key()), actor.clone()))
+            })
+            .collect()
+    }
+
+    pub(crate) fn task_began(&self, incarnation: Incarnation) {
+        self.tasks.insert(incarnation, ());
+    }
+
+    pub(crate) fn task_ended(&self, incarnation: Incarnation) {
+        self.tasks.remove(&incarnation);
+    }
+
+    /// Whether a task of this process has not ended yet.
+    pub(crate) fn has_task(&self, incarnation: Incarnation) -> bool {
+        self.tasks.contains_key(&incarnation)
+    }
+
+    /// Whether a process has an actor.
+    pub(crate) fn is_active(&self, id: &str) -> bool {
+        self.active.contains_key(id)
+    }
+
+    pub(crate) fn engine(&self, kind: &str) -> Option<&EngineEntry> {
+        self.engines.get(kind)
+    }
+
+    pub(crate) fn engine_of(&self, registration: &Registration) -> Option<Arc<dyn ProcessEngine>> {
+        let kind = registration.input.engine_kind()?;
+        self.engine(kind).map(|entry| Arc::clone(&entry.engine))
+    }
+
+    pub(crate) fn slots_of(&self, kind: &str) -> usize {
+        self.config
+            .slots_by_kind
+            .get(kind)
+            .copied()
+            .unwrap_or(self.config.slots)
+    }
+
+    /// Queues a process for its next attempt.
+    pub(crate) fn enqueue(&self, registration: &Registration, not_before_ms: u64) {
+        if let Some(kind) = registration.input.engine_kind() {
+            self.enqueue_entry(QueueEntry {
+                id: Arc::from(registration.id.as_str()),
+                row: Row::of(registration),
+                kind: Arc::from(kind),
+                priority: registration.priority,
+                not_before_ms,
+            });
+        }
+    }
+
+    pub(crate) fn enqueue_entry(&self, entry: QueueEntry) {
+        if !self.config.recover || self.is_shutting_down() {
+            return;
+        }
+        if let Ok(actors) = self.actors() {
+            let _ = actors.dispatcher.cast(DispatchMsg::Enqueue(entry));
+        }
+    }
+
+    /// Asks for a slot for an attempt that gave its own up while it waited.
+    pub(crate) fn ask_for_slot(&self, registration: &Registration, actor: &ActorRef<ProcessMsg>) {
+        let (Some(kind), Ok(actors)) = (registration.input.engine_kind(), self.actors()) else {
+            return;
+        };
+        let (grant, granted) = oneshot::channel();
+        let _ = actors.dispatcher.cast(DispatchMsg::Resume {
+            kind: Arc::from(kind),
+            grant,
+        });
+        let actor = actor.clone();
+        tokio::spawn(async move {
+            if let Ok(permit) = granted.await {
+                let _ = actor.cast(ProcessMsg::SlotGranted { permit });
+            }
+        });
+    }
+
+    /// Has the reaper look at what is to be recovered, soon.
+    pub(crate) fn sweep_soon(&self) {
+        if let Some(actors) = self.actors.get() {
+            let _ = actors.reaper.cast(ReaperMsg::SweepSoon);
+        }
+    }
+
+    /// Gives a queued process its slot.
+    pub(crate) async fn begin(self: &Arc<Self>, id: &str, permit: SlotPermit) {
+        match self.actor(id).await {
+            Ok((actor, _)) => {
+                let _ = actor.cast(ProcessMsg::Begin { permit });
+            }
+            Err(error) => tracing::info!(process = id, %error, "queued process is gone"),
+        }
+    }
+
+    /// The actor of a process, activated if it has none.
+    async fn actor(self: &Arc<Self>, id: &str) -> Result<(ActorRef<ProcessMsg>, Incarnation)> {
+        let slot = match self.active.get(id) {
+            Some(slot) => Arc::clone(&slot),
+            None => Arc::clone(&self.active.entry(Arc::from(id)).or_default()),
+        };
+        slot.last_used_ms
+            .store(self.monotonic_ms(), Ordering::Relaxed);
+        // Exactly one caller activates; the others wait for it here.
+        let activated = slot.cell.get_or_try_init(|| self.activate(id)).await;
+        match activated {
+            Ok(actor) => Ok(actor.clone()),
+            Err(error) => {
+                self.active
+                    .remove_if(id, |_, known| Arc::ptr_eq(known, &slot));
+                Err(error)
+            }
+        }
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        u64::try_from(self.monotonic().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    async fn activate(self: &Arc<Self>, id: &str) -> Result<(ActorRef<ProcessMsg>, Incarnation)> {
+        let view = self.store.view()?;
+        let loaded = match view.id(id)? {
+            Some(IdEntry::Live(row)) => view.load(row)?,
+            Some(IdEntry::Pruned(tombstone)) => {
+                return Err(Error::NoLongerRetained {
+                    process_id: id.to_owned(),
+                    status: tombstone.status,
+                    pruned_at: tombstone.pruned_at_ms,
+                });
+            }
+            None => None,
+        };
+        drop(view);
+        let Some(loaded) = loaded else {
+            return Err(Error::unknown(id));
+        };
+        let incarnation = loaded.registration.incarnation;
+        let activation = Activation {
+            shared: Arc::clone(self),
+            loaded,
+        };
+        let root = self.actors()?.root.clone();
+        match ProcessActor::spawn_linked(None, ProcessActor, activation, root).await {
+            Ok((actor, _)) => Ok((actor, incarnation)),
+            Err(error) => {
+                tracing::error!(process = id, %error, "actor could not be spawned");
+                Err(Error::ShuttingDown)
+            }
+        }
+    }
+
+    /// Takes an actor off the map, by identity.
+    pub(crate) fn leave(&self, id: &str, actor: &ActorRef<ProcessMsg>) {
+        self.leave_cell(id, &actor.get_cell());
+    }
+
+    fn leave_cell(&self, id: &str, cell: &ActorCell) {
+        self.active.remove_if(id, |_, slot| {
+            slot.cell
+                .get()
+                .is_some_and(|(known, _)| known.get_id() == cell.get_id())
+        });
+    }
+
+    /// Takes an actor that failed off the map; its process, if it was one.
+    pub(super) fn forget_failed(&self, cell: &ActorCell) -> Option<(Arc<str>, Incarnation)> {
+        let found = self.active.iter().find_map(|slot| {
+            let (actor, incarnation) = slot.cell.get()?;
+            (actor.get_id() == cell.get_id()).then(|| (Arc::clone(slot.key()), *incarnation))
+        });
+        if let Some((id, _)) = &found {
+            self.leave_cell(id, cell);
+        }
+        found
+    }
+
+    /// Asks actors that have not been used for a while to go.
+    pub(super) fn passivate_idle(&self, idle_for: Duration) {
+        let idle_ms = u64::try_from(idle_for.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = self.monotonic_ms();
+        for slot in &self.active {
+            let idle = now_ms.saturating_sub(slot.last_used_ms.load(Ordering::Relaxed));
+            if idle >= idle_ms
+                && let Some((actor, _)) = slot.cell.get()
+            {
+                let _ = actor.cast(ProcessMsg::Passivate);
+            }
+        }
+    }
+
+    /// A share of what may be in flight: waits until there is room.
+    pub(crate) async fn admit(&self, bytes: usize) -> Result<Admission> {
+        let kib = u32::try_from((bytes >> 10).min(COMMAND_KIB_MAX)).unwrap_or(u32::MAX);
+        let over = |_| Error::ShuttingDown;
+        // Small payloads, which are nearly all, are bounded by the number of commands alone.
+        let bytes = match kib {
+            0 => None,
+            _ => Some(
+                Arc::clone(&self.command_kib)
+                    .acquire_many_owned(kib)
+                    .await
+                    .map_err(over)?,
+            ),
+        };
+        let command = Arc::clone(&self.commands)
+            .acquire_owned()
+            .await
+            .map_err(over)?;
+        Ok(Admission {
+            _command: command,
+            _bytes: bytes,
+        })
+    }
+
+    /// Waits until no command is in flight.
+    pub(super) async fn commands_done(&self) {
+        let all = u32::try_from(self.config.commands_max).unwrap_or(u32::MAX);
+        // The permits stay taken: nothing is admitted any more.
+        if let Ok(all) = self.commands.acquire_many(all).await {
+            all.forget();
+        }
+    }
+
+    /// Records an effect's outcome.
+    pub(crate) async fn record_effect(
+        &self,
+        process_id: &str,
+        set: crate::store::write_set::WriteSet,
+    ) -> Result<()> {
+        self.store
+            .commit_wait(set)
+            .await
+            .map(drop)
+            .map_err(|error| super::errors::commit_error(process_id, error))
+    }
+
+    /// Sends a command to a process and waits for its answer.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, the command may or may not happen; it is idempotent by its keys.
+    pub(crate) async fn command(
+        self: &Arc<Self>,
+        id: &str,
+        command: HostCommand,
+        granted_to: Option<&SessionScope>,
+    ) -> Result<Answer> {
+        crate::model::ids::check_id("process_id", id)?;
+        for _ in 0..RETRIES_MAX {
+            if self.is_shutting_down() {
+                return Err(Error::ShuttingDown);
+            }
+            let admission = self.admit(command.bytes()).await?;
+            let (actor, incarnation) = self.actor(id).await?;
+            let sent = Arc::new(AtomicBool::new(false));
+            let (answer, wait) = oneshot::channel();
+            let call = CommandCall {
+                command: command.clone(),
+                granted_to: granted_to.cloned(),
+                incarnation,
+                reply: super::process::CommandReply {
+                    answer,
+                    sent: Arc::clone(&sent),
+                    admission,
+                },
+            };
+            if actor.cast(ProcessMsg::Command(Box::new(call))).is_err() {
+                self.leave(id, &actor);
+                continue;
+            }
+            match wait.await {
+                Ok(answer) => return answer,
+                // The actor was leaving, or died before it sent anything for this command.
+                Err(_) if !sent.load(Ordering::Acquire) => self.leave(id, &actor),
+                Err(_) => {
+                    return Err(Error::CommitUnknown {
+                        process_id: id.to_owned(),
+                        cause: "its actor stopped".to_owned(),
+                    });
+                }
+            }
+        }
+        Err(Error::Overloaded {
+            what: format!("activations of process {id}"),
+            limit: u64::from(RETRIES_MAX),
+        })
+    }
+}

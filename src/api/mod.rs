@@ -1,0 +1,19 @@
+//! What hosts touch.
+
+mod commands;
+mod effects;
+mod observer;
+mod processes;
+mod session;
+mod subscription;
+mod supervisor;
+
+pub use effects::{
+    Effect, EffectController, EffectExecution, EffectOutcome, InlineEffects, JournaledEffects,
+    ScopedEffectController,
+};
+pub use observer::ProcessWorkObserver;
+pub use processes::Processes;
+pub use session::{SessionHandle, SessionProcessAdmin};
+pub use subscription::Subscription;
+pub use supervisor::{InMemoryStore, ShutdownOptions, Supervisor, SupervisorBuilder};

@@ -1,0 +1,408 @@
+//! One session's view: a security boundary.
+
+use std::sync::Arc;
+
+use super::commands::{Signal, abandon_as, cancel_as, signal_as, start_as};
+use super::effects::ScopedEffectController;
+use super::subscription::{Grants, Subscription};
+use crate::actors::runtime::Shared;
+use crate::actors::start::StartAs;
+use crate::model::{
+    Error, ObservedProcess, ObservedProcessEvent, ProcessAwaitOutput, ProcessCancelSummary,
+    ProcessEvent, ProcessEventAppendRequest, ProcessListFilter, ProcessOriginator, ProcessRecord,
+    ProcessStartGrant, ProcessStartRequest, ProcessWorkSnapshot, Result, SessionScope,
+};
+use crate::store::keys::Row;
+
+/// A session's handle on the runtime.
+#[derive(Debug, Clone)]
+pub struct SessionHandle {
+    shared: Arc<Shared>,
+    scope: SessionScope,
+}
+
+impl SessionHandle {
+    pub(crate) fn new(shared: Arc<Shared>, scope: SessionScope) -> Self {
+        Self { shared, scope }
+    }
+
+    /// The session's scope.
+    #[must_use]
+    pub const fn scope(&self) -> &SessionScope {
+        &self.scope
+    }
+
+    /// The session's view of its processes.
+    #[must_use]
+    pub fn processes(&self) -> SessionProcessAdmin {
+        let mut scopes = vec![SessionScope::new(self.scope.session_id.clone())];
+        if self.scope.agent_frame_id.is_some() {
+            scopes.push(self.scope.clone());
+        }
+        SessionProcessAdmin {
+            shared: Arc::clone(&self.shared),
+            own: self.scope.clone(),
+            scopes,
+        }
+    }
+}
+
+/// One session's view of its processes: its root scope and, where the handle names a frame, that
+/// frame.
+///
+/// A security boundary, unlike [`Processes`](super::Processes): every operation needs a grant. A
+/// write carries it as a condition inside its commit, a read checks it again after reading. An id
+/// that does not exist, was pruned, or is not granted gives the same `UnknownProcess` with the same
+/// text. The one exception is `Conflict` at [`SessionProcessAdmin::start`], for an id that belongs
+/// to somebody else's process: mint ids that cannot be guessed.
+#[derive(Debug, Clone)]
+pub struct SessionProcessAdmin {
+    shared: Arc<Shared>,
+    own: SessionScope,
+    scopes: Vec<SessionScope>,
+}
+
+impl SessionProcessAdmin {
+    /// The process behind an id and the scope that holds it, as of now.
+    fn held(&self, process_id: &str) -> Result<(Row, SessionScope)> {
+        crate::model::ids::check_id("process_id", process_id)?;
+        let view = self.shared.view()?;
+        let row = self
+            .shared
+            .row_of(&view, process_id)
+            .map_err(hide(process_id))?;
+        for scope in self.scopes.iter().rev() {
+            if view.grant(scope, row)?.is_some() {
+                return Ok((row, scope.clone()));
+            }
+        }
+        Err(Error::unknown(process_id))
+    }
+
+    /// Checks after a read what was checked before it.
+    fn still_held(&self, process_id: &str, row: Row) -> Result<()> {
+        match self.held(process_id) {
+            Ok((now, _)) if now == row => Ok(()),
+            Ok(_) => Err(Error::unknown(process_id)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Starts a process: the session is its originator and gets its grant, in the same commit.
+    ///
+    /// # Errors
+    /// `InvalidInput` for another originator, grant scope or wake target than the session's own;
+    /// `Conflict`; `UnknownProcess` where the session started it before and no longer holds it;
+    /// `UnknownEngine`, `InvalidPayload`.
+    pub async fn start(
+        &self,
+        mut request: ProcessStartRequest,
+        scoped_effect_controller: ScopedEffectController<'_>,
+    ) -> Result<ProcessRecord> {
+        if let Err(error) = self.check_own(&request) {
+            let error = error.for_process(&request.id);
+            request.dismantle();
+            return Err(error);
+        }
+        request.originator = ProcessOriginator::session(self.own.clone());
+        let descriptor = request
+            .grant
+            .take()
+            .map(|grant| grant.descriptor)
+            .unwrap_or_default();
+        request.grant = Some(ProcessStartGrant {
+            scope: self.own.clone(),
+            descriptor,
+        });
+        let session = StartAs {
+            session: self.scopes.clone(),
+            ..StartAs::default()
+        };
+        start_as(&self.shared, request, session, &scoped_effect_controller).await
+    }
+
+    fn check_own(&self, request: &ProcessStartRequest) -> Result<()> {
+        let own = |scope: &SessionScope| *scope == self.own;
+        if !matches!(&request.originator, ProcessOriginator::Session { scope } if own(scope)) {
+            return Err(Error::invalid(
+                "originator",
+                format!("is {}", request.originator.scope_id()),
+                format!("the session's own scope, {}", self.own),
+            ));
+        }
+        if let Some(grant) = &request.grant
+            && !own(&grant.scope)
+        {
+            return Err(Error::invalid(
+                "grant.scope",
+                format!("is {}", grant.scope),
+                format!("the session's own scope, {}", self.own),
+            ));
+        }
+        if let Some(target) = &request.wake_target
+            && !own(target)
+        {
+            return Err(Error::invalid(
+                "wake_target",
+                format!("is {target}"),
+                format!("the session's own scope, {}", self.own),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The running processes that are granted.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn list(&self) -> Result<Vec<ObservedProcess>> {
+        self.list_filtered(&ProcessListFilter::default()).await
+    }
+
+    /// All processes that are granted, ended or not.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn list_all(&self) -> Result<Vec<ObservedProcess>> {
+        self.list_filtered(&ProcessListFilter::any()).await
+    }
+
+    async fn list_filtered(&self, filter: &ProcessListFilter) -> Result<Vec<ObservedProcess>> {
+        self.shared.list_granted(self.scopes.clone(), filter).await
+    }
+
+    /// A granted process; `None` for any other id.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub async fn get(&self, process_id: &str) -> Result<Option<ObservedProcess>> {
+        match self.held(process_id) {
+            Ok((row, _)) => {
+                let found = self.shared.get(process_id)?;
+                match self.still_held(process_id, row) {
+                    Ok(()) => Ok(found),
+                    Err(Error::UnknownProcess { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+            Err(Error::UnknownProcess { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The log of a granted process after a sequence.
+    ///
+    /// # Errors
+    /// `UnknownProcess`.
+    pub async fn events(
+        &self,
+        process_id: &str,
+        after_sequence: u64,
+    ) -> Result<Vec<ObservedProcessEvent>> {
+        let (row, _) = self.held(process_id)?;
+        let events = self
+            .shared
+            .events(process_id, after_sequence)
+            .await
+            .map_err(hide(process_id))?;
+        self.still_held(process_id, row)?;
+        Ok(events.iter().map(ProcessEvent::observed).collect())
+    }
+
+    /// The log of a granted process after a sequence, and then live; ends with `NotGranted` when
+    /// the grant goes away, and yields nothing more once that has returned.
+    ///
+    /// # Errors
+    /// `UnknownProcess`.
+    pub async fn subscribe(&self, process_id: &str, after_sequence: u64) -> Result<Subscription> {
+        // Listened to first, looked at second: a revocation in between is heard.
+        let grants = Grants {
+            scopes: self.scopes.clone(),
+            listeners: self
+                .scopes
+                .iter()
+                .map(|scope| self.shared.hub.listen_scope(scope))
+                .collect(),
+        };
+        let (row, _) = self.held(process_id)?;
+        Ok(Subscription::new(
+            &self.shared,
+            process_id,
+            row,
+            after_sequence,
+            Some(grants),
+        ))
+    }
+
+    /// Waits for the outcome of a granted process; ends when the grant goes away.
+    ///
+    /// # Cancel safety
+    /// Safe to drop.
+    ///
+    /// # Errors
+    /// `UnknownProcess`.
+    pub async fn await_output(&self, process_id: &str) -> Result<ProcessAwaitOutput> {
+        let mut scopes: Vec<_> = self
+            .scopes
+            .iter()
+            .map(|scope| self.shared.hub.listen_scope(scope))
+            .collect();
+        let (row, _) = self.held(process_id)?;
+        let mut listener = self.shared.hub.listen(row.incarnation);
+        let output = {
+            let waiting = self.shared.await_listened(process_id, row, &mut listener);
+            tokio::pin!(waiting);
+            loop {
+                let changed = async {
+                    let (first, rest) = scopes.split_at_mut(1);
+                    match (first.first_mut(), rest.first_mut()) {
+                        (Some(first), Some(second)) => tokio::select! {
+                            heard = first.changed() => heard,
+                            heard = second.changed() => heard,
+                        },
+                        (Some(only), None) => only.changed().await,
+                        (None, _) => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    output = &mut waiting => break output,
+                    _ = changed => self.still_held(process_id, row)?,
+                }
+            }
+        };
+        self.still_held(process_id, row)?;
+        output.map_err(hide(process_id))
+    }
+
+    /// Signals a granted process, as [`Processes::signal`](super::Processes::signal).
+    ///
+    /// # Errors
+    /// `UnknownProcess`, and as there.
+    pub async fn signal(
+        &self,
+        process_id: &str,
+        signal_name: impl Into<String>,
+        signal_id: impl Into<String>,
+        request: ProcessEventAppendRequest,
+        scoped_effect_controller: ScopedEffectController<'_>,
+    ) -> Result<ProcessEvent> {
+        let (row, scope) = match self.held(process_id) {
+            Ok(held) => held,
+            Err(error) => {
+                request.dismantle();
+                return Err(error);
+            }
+        };
+        let signal = Signal {
+            name: signal_name.into(),
+            id: signal_id.into(),
+            request,
+        };
+        let sent = signal_as(
+            &self.shared,
+            process_id,
+            signal,
+            Some(&scope),
+            &scoped_effect_controller,
+        )
+        .await;
+        // What was answered without a commit rests on a grant too.
+        self.still_held(process_id, row)?;
+        sent.map_err(hide(process_id))
+    }
+
+    /// Asks a granted process to stop, as [`Processes::cancel`](super::Processes::cancel).
+    ///
+    /// # Errors
+    /// `UnknownProcess`.
+    pub async fn cancel(
+        &self,
+        process_id: &str,
+        scoped_effect_controller: ScopedEffectController<'_>,
+    ) -> Result<ProcessCancelSummary> {
+        let (row, scope) = self.held(process_id)?;
+        let cancelled = cancel_as(
+            &self.shared,
+            process_id,
+            Some(&scope),
+            &scoped_effect_controller,
+        )
+        .await;
+        self.still_held(process_id, row)?;
+        cancelled.map_err(hide(process_id))
+    }
+
+    /// Asks every granted running process to stop.
+    ///
+    /// # Errors
+    /// Only where they could not be listed.
+    pub async fn cancel_all(
+        &self,
+        scoped_effect_controller: ScopedEffectController<'_>,
+    ) -> Result<Vec<ProcessCancelSummary>> {
+        super::commands::cancel_all_granted(
+            &self.shared,
+            &self.scopes,
+            &self.own,
+            &scoped_effect_controller,
+        )
+        .await
+    }
+
+    /// Gives grants of this session to another scope, all or none.
+    ///
+    /// # Errors
+    /// `UnknownProcess` for the first id that the session does not hold; `InvalidInput`.
+    pub async fn transfer(&self, to_scope: &SessionScope, process_ids: &[String]) -> Result<()> {
+        self.shared
+            .transfer_any(&self.scopes, to_scope, process_ids)
+            .await
+            .map_err(|error| match error {
+                Error::NotGranted { ids, .. } => {
+                    Error::unknown(ids.first().map_or("", String::as_str))
+                }
+                other => other,
+            })
+    }
+
+    /// Asks that a granted process be given up.
+    ///
+    /// # Errors
+    /// `UnknownProcess`, and as [`Processes::request_abandon`](super::Processes::request_abandon).
+    pub async fn request_abandon(
+        &self,
+        process_id: &str,
+        requested_by: impl Into<String>,
+        reason: Option<String>,
+    ) -> Result<ObservedProcess> {
+        let (row, scope) = self.held(process_id)?;
+        let asked = abandon_as(
+            &self.shared,
+            process_id,
+            requested_by.into(),
+            reason,
+            Some(&scope),
+        )
+        .await;
+        self.still_held(process_id, row)?;
+        asked.map_err(hide(process_id))
+    }
+
+    /// The granted processes, newest change first, each with its last 32 events.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn snapshot(&self) -> Result<ProcessWorkSnapshot> {
+        self.shared.snapshot_granted(self.scopes.clone()).await
+    }
+}
+
+/// To a session, what was pruned looks like what never was.
+fn hide(process_id: &str) -> impl Fn(Error) -> Error + '_ {
+    move |error| match error {
+        Error::NoLongerRetained { .. }
+        | Error::UnknownProcess { .. }
+        | Error::NotGranted { .. } => Error::unknown(process_id),
+        other => other,
+    }
+}

@@ -1,0 +1,398 @@
+//! Opening a runtime, and closing it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::effects::JournaledEffects;
+use super::processes::Processes;
+use super::session::SessionHandle;
+use crate::actors::config::RuntimeConfig;
+use crate::actors::reads::blocking;
+use crate::actors::{RecoveryReport, Runtime, ShutdownReport};
+use crate::engines::ProcessEngine;
+use crate::model::ids::check_id;
+use crate::model::{Error, LeaseTimings, Result, SessionScope, VerifyReport};
+use crate::store::clock::{Clock, SystemClock};
+use crate::store::kv::{Durability, Kv};
+use crate::store::memory_kv::{MemoryKv, MemoryStore};
+use crate::store::process_store::ProcessStore;
+use crate::store::sled_kv::{Options, SledKv};
+
+/// A store in memory: for tests, and for hosts that want the runtime without durability. Clones
+/// are the same store; it lives as long as one of them, across opens.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> procession::Result<()> {
+/// use procession::{InMemoryStore, Supervisor};
+/// let store = InMemoryStore::new();
+/// let first = Supervisor::in_memory_store(&store).open().await?;
+/// first.shutdown(Default::default()).await?;
+/// let again = Supervisor::in_memory_store(&store).open().await?;
+/// # again.shutdown(Default::default()).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct InMemoryStore(MemoryStore);
+
+impl fmt::Debug for InMemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InMemoryStore").finish_non_exhaustive()
+    }
+}
+
+impl Default for InMemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl InMemoryStore {
+    /// A store that one runtime at a time can have open, as one on disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(MemoryKv::private())
+    }
+
+    /// A store that several runtimes use at once: an earlier epoch proves nothing there about an
+    /// owner.
+    #[must_use]
+    pub fn shared() -> Self {
+        Self(MemoryKv::shared())
+    }
+}
+
+enum Place {
+    Directory(PathBuf),
+    Memory(MemoryStore),
+}
+
+/// How to shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownOptions {
+    /// How long started work that may not be run again gets to finish. Rerunnable work is told to
+    /// stop at once, and gets as long for that.
+    pub grace: Duration,
+}
+
+impl ShutdownOptions {
+    /// With this grace period.
+    #[must_use]
+    pub const fn grace(grace: Duration) -> Self {
+        Self { grace }
+    }
+
+    /// With a grace period from humantime text such as `10s`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the text is no duration.
+    pub fn parse(grace: &str) -> Result<Self> {
+        crate::model::duration::parse("shutdown.grace", grace).map(Self::grace)
+    }
+}
+
+impl Default for ShutdownOptions {
+    /// 10 s.
+    fn default() -> Self {
+        Self::grace(Duration::from_secs(10))
+    }
+}
+
+/// How a runtime is to be opened. See [`Supervisor::builder`].
+pub struct SupervisorBuilder {
+    place: Place,
+    engines: Vec<Arc<dyn ProcessEngine>>,
+    config: RuntimeConfig,
+    durability: Durability,
+    cache_capacity_bytes: Option<u64>,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for SupervisorBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SupervisorBuilder")
+            .field("config", &self.config)
+            .field("durability", &self.durability)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SupervisorBuilder {
+    fn new(place: Place) -> Self {
+        Self {
+            place,
+            engines: Vec::new(),
+            config: RuntimeConfig::default(),
+            durability: Durability::default(),
+            cache_capacity_bytes: None,
+            clock: Arc::new(SystemClock::default()),
+        }
+    }
+
+    /// Registers an engine for its kind. A process of a kind without one stays queued.
+    #[must_use]
+    pub fn engine(mut self, engine: impl ProcessEngine) -> Self {
+        self.engines.push(Arc::new(engine));
+        self
+    }
+
+    /// How long leases last and how often they are renewed; by default 30 s and 10 s.
+    #[must_use]
+    pub fn lease(mut self, lease: LeaseTimings) -> Self {
+        self.config.lease = lease;
+        self
+    }
+
+    /// The name under which this runtime owns processes, 1 to 256 bytes; by default `procession`.
+    #[must_use]
+    pub fn owner_id(mut self, owner_id: impl Into<String>) -> Self {
+        self.config.owner_id = owner_id.into();
+        self
+    }
+
+    /// How long a cancelled attempt may take to stop before it is aborted; by default 10 s.
+    #[must_use]
+    pub fn cancel_grace(mut self, cancel_grace: Duration) -> Self {
+        self.config.cancel_grace = cancel_grace;
+        self
+    }
+
+    /// How often the reaper looks for work to recover; by default 5 s.
+    #[must_use]
+    pub fn sweep_every(mut self, sweep_every: Duration) -> Self {
+        self.config.sweep_every = sweep_every;
+        self
+    }
+
+    /// How many attempts may execute at once; by default 1,024. More stay queued.
+    #[must_use]
+    pub fn concurrency(mut self, attempts: usize) -> Self {
+        self.config.slots = attempts;
+        self
+    }
+
+    /// The same for one engine kind.
+    #[must_use]
+    pub fn concurrency_of(mut self, kind: impl Into<String>, attempts: usize) -> Self {
+        self.config.slots_by_kind.insert(kind.into(), attempts);
+        self
+    }
+
+    /// How many commands may be in flight at once, 1 to 1,000,000; by default 4,096. More wait.
+    #[must_use]
+    pub fn commands_max(mut self, commands: usize) -> Self {
+        self.config.commands_max = commands;
+        self
+    }
+
+    /// What an acknowledgement survives; by default a loss of power.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// The cache of a store on disk, in bytes; by default 64 MiB. Memory used is about twice that.
+    #[must_use]
+    pub fn cache_capacity(mut self, bytes: u64) -> Self {
+        self.cache_capacity_bytes = Some(bytes);
+        self
+    }
+
+    /// With `false`, the store is opened to look and to maintain: nothing is claimed, run or swept.
+    #[must_use]
+    pub fn recover(mut self, recover: bool) -> Self {
+        self.config.recover = recover;
+        self
+    }
+
+    /// Where time is read: for tests.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    fn check(&self) -> Result<()> {
+        check_id("owner_id", &self.config.owner_id)?;
+        let mut kinds = HashMap::new();
+        for engine in &self.engines {
+            crate::model::ids::check_event_name("engine.kind", engine.kind())?;
+            if kinds.insert(engine.kind().to_owned(), ()).is_some() {
+                return Err(Error::invalid(
+                    "engine.kind",
+                    format!("{:?} is registered twice", engine.kind()),
+                    "each kind once",
+                ));
+            }
+            crate::model::request::check_event_types(&engine.event_types())?;
+        }
+        let counts = [
+            ("concurrency", self.config.slots),
+            ("commands_max", self.config.commands_max),
+        ];
+        for (field, count) in counts {
+            if count == 0 || count > 1_000_000 {
+                return Err(Error::invalid(field, format!("is {count}"), "1 to 1000000"));
+            }
+        }
+        if let Some((kind, _)) = self
+            .config
+            .slots_by_kind
+            .iter()
+            .find(|(_, slots)| **slots == 0)
+        {
+            return Err(Error::invalid(
+                "concurrency_of",
+                format!("{kind:?} is 0"),
+                "at least 1",
+            ));
+        }
+        if self.config.sweep_every < crate::actors::SWEEP_EVERY_MIN {
+            return Err(Error::invalid(
+                "sweep_every",
+                format!("is {}", humantime::format_duration(self.config.sweep_every)),
+                "at least 50ms",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Opens the store and starts the runtime. Processes of an earlier owner are recovered from
+    /// here on.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a setting outside its limit; `StoreBusy` at once where another runtime has
+    /// the store open; `StoreTooNew`, `StoreTooOld`, `Corrupted`, `StoreFailed`.
+    pub async fn open(self) -> Result<Supervisor> {
+        self.check()?;
+        let Self {
+            place,
+            engines,
+            config,
+            durability,
+            cache_capacity_bytes,
+            clock,
+        } = self;
+        let store_clock = Arc::clone(&clock);
+        let kv: Arc<dyn Kv> = match place {
+            Place::Memory(memory) => Arc::new(memory.open(store_clock)?),
+            Place::Directory(path) => {
+                blocking(move || {
+                    let mut options = Options::new(store_clock);
+                    options.durability = durability;
+                    if let Some(bytes) = cache_capacity_bytes {
+                        options.cache_capacity_bytes = bytes;
+                    }
+                    let kv: Arc<dyn Kv> = Arc::new(SledKv::open(&path, options)?);
+                    Ok(kv)
+                })
+                .await?
+            }
+        };
+        let store = ProcessStore::new(kv, clock);
+        let runtime = match Runtime::open(config, store.clone(), engines).await {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                // The lock is not held on for what could not be started.
+                let _ = blocking(move || Ok(store.close()?)).await;
+                return Err(error);
+            }
+        };
+        Ok(Supervisor {
+            runtime: Arc::new(runtime),
+        })
+    }
+}
+
+/// An open runtime: the store, its processes, and what executes them. Cheap to clone; dropping the
+/// last clone without [`Supervisor::shutdown`] is like a crash: the next open recovers.
+#[derive(Debug, Clone)]
+pub struct Supervisor {
+    runtime: Arc<Runtime>,
+}
+
+impl Supervisor {
+    /// A runtime on the store in a directory, which is made if it is not there.
+    ///
+    /// ```no_run
+    /// # async fn open() -> procession::Result<()> {
+    /// use procession::{LeaseTimings, Supervisor};
+    /// use std::time::Duration;
+    /// let supervisor = Supervisor::builder("./agent-store")
+    ///     .lease(LeaseTimings::from_ttl(Duration::from_secs(30))?)
+    ///     .open()
+    ///     .await?;
+    /// # drop(supervisor);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder(path: impl Into<PathBuf>) -> SupervisorBuilder {
+        SupervisorBuilder::new(Place::Directory(path.into()))
+    }
+
+    /// A runtime on a store in memory that is gone with it.
+    #[must_use]
+    pub fn in_memory() -> SupervisorBuilder {
+        Self::in_memory_store(&InMemoryStore::new())
+    }
+
+    /// A runtime on a store in memory.
+    #[must_use]
+    pub fn in_memory_store(store: &InMemoryStore) -> SupervisorBuilder {
+        SupervisorBuilder::new(Place::Memory(store.0.clone()))
+    }
+
+    /// The host's view of every process.
+    #[must_use]
+    pub fn processes(&self) -> Processes {
+        Processes::new(Arc::clone(&self.runtime.shared))
+    }
+
+    /// One session's view.
+    #[must_use]
+    pub fn session(&self, scope: SessionScope) -> SessionHandle {
+        SessionHandle::new(Arc::clone(&self.runtime.shared), scope)
+    }
+
+    /// An effect controller that journals outcomes in this store.
+    #[must_use]
+    pub fn journaled_effects(&self) -> JournaledEffects {
+        JournaledEffects::new(Arc::clone(&self.runtime.shared))
+    }
+
+    /// Looks for what is to be recovered, now, and says what was done.
+    ///
+    /// # Errors
+    /// `ShuttingDown`, also where the store was opened without recovery; those of the store.
+    pub async fn recover(&self) -> Result<RecoveryReport> {
+        self.runtime.shared.recover_now().await
+    }
+
+    /// Refolds every log and checks every index. Wants a store that nobody writes to meanwhile:
+    /// open it with `recover(false)`.
+    ///
+    /// # Errors
+    /// Those of the store; what is wrong with its content is in the report.
+    pub async fn verify(&self) -> Result<VerifyReport> {
+        let shared = Arc::clone(&self.runtime.shared);
+        blocking(move || Ok(crate::store::verify::verify(&shared.store)?)).await
+    }
+
+    /// Shuts down: stops admitting, gives started work its grace period, lets go of the store. When
+    /// it returns, another runtime can open the store. Idempotent; later calls get the same report.
+    ///
+    /// # Cancel safety
+    /// Once begun, a shutdown that is dropped leaves a runtime that admits nothing; call it again.
+    ///
+    /// # Errors
+    /// `StoreFailed` where the last sync failed.
+    pub async fn shutdown(&self, options: ShutdownOptions) -> Result<ShutdownReport> {
+        self.runtime.shutdown(options.grace).await
+    }
+}
