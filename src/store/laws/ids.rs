@@ -34,7 +34,7 @@ fn p3_a_pruned_id_is_taken_for_the_same_content_and_free_for_other(ground: &Grou
         panic!("{refusal:?}");
     };
     assert_eq!(tombstone.incarnation, first.registration.incarnation);
-    assert_eq!(tombstone.status, TerminalState::Completed);
+    assert_eq!(tombstone.status, TerminalState::Failed);
     assert_eq!(tombstone.events, 1);
     assert_eq!(tombstone.pruned_at_ms, START_MS);
     let other = host.start(request("p").with_priority(9));
@@ -178,6 +178,7 @@ fn p4_nothing_is_written_about_what_is_gone(ground: &Ground) {
     let row = process.row();
     let bystander = host.beat(OwnerNumber(1));
     for condition in [
+        Condition::Exists { row },
         process.at(),
         Condition::Running { row },
         process.token(FencingToken(1)),

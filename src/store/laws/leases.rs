@@ -22,17 +22,6 @@ fn live(owner: OwnerNumber) -> Condition {
     Condition::OwnerLive { owner }
 }
 
-/// A claim by another owner, decided on what the process's writer knows.
-fn claim(host: &Host, process: &mut Proc, owner: OwnerNumber, token: FencingToken) -> Change {
-    process.owner = owner;
-    let command = Command::Begin {
-        owner: host.named(owner),
-        token,
-        reason: StartReason::Recovery,
-    };
-    process.decide(host, command, Facts::default())
-}
-
 /// The process as another writer sees it that loads it now.
 fn reloaded(host: &Host, process: &Proc) -> Proc {
     let loaded = host.view().load(process.row()).unwrap().unwrap();
@@ -64,7 +53,7 @@ fn l1_a_live_lease_is_not_taken_and_a_lapsed_one_is(ground: &Ground) {
     let held = host.begin(&mut process, first);
     let token = host.store.next_token().unwrap();
     let mut taker = reloaded(&host, &process);
-    let take = claim(&host, &mut taker, second, token);
+    let take = taker.begins(&host, second, token);
     let conditions = vec![free(&process), process.at()];
     let refusal = host.refused(conditions.clone(), vec![take.clone()]);
     assert_eq!(refusal, Refusal::Leased);
@@ -155,15 +144,11 @@ fn l2_a_token_rises_across_release_and_passing(ground: &Ground) {
     for old in [FencingToken(0), first] {
         let mut again = reloaded(&host, &process);
         let at = again.at();
-        let take = claim(&host, &mut again, owner, old);
+        let take = again.begins(&host, owner, old);
         assert_eq!(host.refused(vec![at], vec![take]), Refusal::Superseded);
         let mut again = reloaded(&host, &process);
         let at = again.at();
-        let pass = Command::Finish {
-            output: ProcessAwaitOutput::success(json!(1)),
-            finisher: Finisher::Claim(old),
-        };
-        let pass = again.decide(&host, pass, Facts::default());
+        let pass = again.fails(&host, old);
         assert_eq!(host.refused(vec![at], vec![pass]), Refusal::Superseded);
     }
     let second = host.begin(&mut process, owner);
@@ -271,7 +256,7 @@ fn l6_no_clock_breaks_fencing(ground: &Ground) {
         let token = host.store.next_token().unwrap();
         let mut taker = reloaded(&host, &process);
         let conditions = vec![free(&process), taker.at()];
-        let take = claim(&host, &mut taker, second, token);
+        let take = taker.begins(&host, second, token);
         // L1: it changes hands only where the heartbeat has lapsed by the committer's clock.
         let lapsed = now >= START_MS + TTL_MS;
         match host.commit(conditions, vec![take]) {
@@ -311,7 +296,13 @@ fn a4_of_completion_and_abandonment_one_wins_and_the_other_learns_it(ground: &Gr
         let mut process = host.start(request(&format!("p-{owner_first}")));
         let held = host.begin(&mut process, owner);
         host.clock.advance(TTL_MS);
+        let asks = Command::RequestAbandon {
+            requested_by: "someone".into(),
+            reason: None,
+        };
+        host.step(&mut process, asks, Facts::default());
         let mut reaper = reloaded(&host, &process);
+        let token = host.store.next_token().unwrap();
         let completes = WriteSet::new(
             vec![process.token(held), process.at()],
             vec![outcome(&host, &mut process, held)],
@@ -327,11 +318,11 @@ fn a4_of_completion_and_abandonment_one_wins_and_the_other_learns_it(ground: &Gr
                     epoch_ms: host.store.now_ms(),
                 },
             },
-            finisher: Finisher::Claim(host.store.next_token().unwrap()),
+            finisher: Finisher::Claim(token),
         };
         let abandons = WriteSet::new(
             vec![free(&reaper), reaper.at()],
-            vec![reaper.decide(&host, abandon, Facts::default())],
+            vec![reaper.decide(&host, abandon, claimable(token))],
         );
         let gate = Gate::close(ground, &host);
         let (first, second) = if owner_first {
@@ -373,7 +364,7 @@ fn l1_in_a_shared_store_a_second_host_takes_over_a_lapsed_lease_and_the_revenant
     let mut taker = reloaded(&two, &process);
     let token = two.store.next_token().unwrap();
     let conditions = vec![free(&taker), taker.at(), live(second)];
-    let take = claim(&two, &mut taker, second, token);
+    let take = taker.begins(&two, second, token);
     // L5: the later epoch of the second host proves nothing about the first one.
     assert_eq!(
         two.refused(conditions.clone(), vec![take.clone()]),
