@@ -444,7 +444,10 @@ impl Resolver<'_, '_> {
             return Ok(stored);
         };
         let mut entries: BTreeMap<Bytes, Bytes> = stored.into_iter().collect();
-        for (key, written) in own.range::<Bytes, _>(range.start.clone()..range.end.clone()) {
+        let written = own
+            .range(range.start.clone()..)
+            .take_while(|(key, _)| range.end.is_empty() || **key < range.end);
+        for (key, written) in written {
             match written {
                 Some(value) => entries.insert(key.clone(), value.clone()),
                 None => entries.remove(key),
