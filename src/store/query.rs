@@ -1,6 +1,5 @@
 //! Lists: the narrowest index, the filter, and pages.
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 

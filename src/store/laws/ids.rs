@@ -91,18 +91,14 @@ fn e1_an_append_leaves_no_gap_and_repeats_nothing_whatever_its_conditions_say(gr
     host.store.close().unwrap();
 }
 
-/// `Condition::Running`, and the check of the end in `append`.
+/// The check of the end in `append`.
 fn p2_what_has_ended_takes_no_further_event(ground: &Ground) {
     let host = ground.open();
     let mut process = host.start(request("p"));
-    let running = Condition::Running { row: process.row() };
-    host.ok(
-        vec![running.clone()],
-        vec![process_note(&host, &mut process)],
-    );
+    host.ok(vec![], vec![process_note(&host, &mut process)]);
     host.finish(&mut process);
     let release = Change::Append(Box::new(lease_only(&process)));
-    assert_eq!(host.refused(vec![running], vec![release]), Refusal::Ended);
+    assert_eq!(host.refused(vec![], vec![release]), Refusal::Ended);
     // Decided by somebody who does not know that it has ended, and names no condition.
     process.state.status = std::sync::Arc::new(ProcessStatus::Running);
     let note = process.note(&host);
@@ -180,7 +176,6 @@ fn p4_nothing_is_written_about_what_is_gone(ground: &Ground) {
     for condition in [
         Condition::Exists { row },
         process.at(),
-        Condition::Running { row },
         process.token(FencingToken(1)),
         Condition::LeaseFree { row },
         Condition::LeaseGone { row },
