@@ -239,6 +239,11 @@ impl Resolver<'_, '_> {
                 Ok(())
             }
             Change::RemoveOwner { number } => {
+                // An owner that is unknown reads as dead: only what is dead may be forgotten (L5).
+                require(
+                    self.standing(*number)? == OwnerStanding::Dead,
+                    Refusal::Leased,
+                )?;
                 self.delete(keys::owner(*number));
                 Ok(())
             }
@@ -309,13 +314,14 @@ impl Resolver<'_, '_> {
     fn append(&mut self, append: &Append) -> Result<(), Stop> {
         let row = append.row;
         let (mut front, body) = self.state_value(row)?;
+        // P2 and E1 do not rest on the conditions that a set happens to name. What has ended is not
+        // leased either.
+        require(front.terminal_at_ms().is_none(), Refusal::Ended)?;
         if !append.events.is_empty() {
-            // E1 and P2 do not rest on the conditions that a set happens to name.
             require(
                 append.first_sequence == front.last_sequence + 1,
                 Refusal::Moved,
             )?;
-            require(front.terminal_at_ms().is_none(), Refusal::Ended)?;
         }
         match append.lease {
             LeaseWrite::Keep => {}

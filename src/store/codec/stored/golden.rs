@@ -6,6 +6,8 @@
 
 use super::super::{decode, decode_body, encode, encode_after, open, seal};
 use super::*;
+use crate::model::record::ProcessState;
+use crate::model::{FailureClass, ProcessError};
 
 const ID_LIVE: &str = "\
     010114000000a190c34b \
