@@ -99,6 +99,7 @@ async fn carry_on(
     tokio::select! {
         waited = wait_for_all(&processes) => waited?,
         signal = signals.first() => {
+            say("shutting down; a second signal leaves at once");
             let shutdown = supervisor.shutdown(ShutdownOptions::grace(grace)).await?;
             report.shutdown = Some(shutdown);
             return Ok((report, signal.exit_code()));

@@ -116,6 +116,10 @@ async fn see_through(
         signal = signals.first() => signal,
     };
     if signal == SIGTERM {
+        let grace_text = humantime::format_duration(grace);
+        say(&format!(
+            "shutting down within {grace_text}; a second signal leaves at once"
+        ));
         let drained = supervisor.shutdown(ShutdownOptions::grace(grace));
         let report = shut_down(drained, async { drop(following.await) }).await?;
         if report.released.contains(&id) {
@@ -127,6 +131,7 @@ async fn see_through(
         }
     } else {
         debug_assert_eq!(signal, SIGINT);
+        say("cancelling; a second signal leaves at once");
         processes.cancel(&id, effects()).await?;
         ended(&processes, &id, following.await).await?;
     }

@@ -137,13 +137,14 @@ pub(crate) async fn events(store: &Store, args: &Events, json: bool) -> Result<u
     looking(store, async |supervisor| {
         let processes = supervisor.processes();
         let mut after = args.after;
-        if !json {
-            print(&event_line("SEQUENCE", "TIME", "TYPE", "PAYLOAD"))?;
-        }
+        let mut head = (!json).then(|| event_line("SEQUENCE", "TIME", "TYPE", "PAYLOAD"));
         loop {
             let page = processes
                 .events_page(&args.id, after, limits::EVENTS_PAGE_MAX)
                 .await?;
+            if let Some(head) = head.take() {
+                print(&head)?;
+            }
             let Some(last) = page.last() else {
                 return Ok(DONE);
             };
