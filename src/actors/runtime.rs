@@ -278,7 +278,11 @@ impl Shared {
     pub(crate) async fn begin(self: &Arc<Self>, id: &str, permit: SlotPermit) {
         match self.actor(id).await {
             Ok((actor, _)) => {
-                let _ = actor.cast(ProcessMsg::Begin { permit });
+                if actor.cast(ProcessMsg::Begin { permit }).is_err() {
+                    // It was leaving: the sweep finds the process still queued.
+                    self.leave(id, &actor);
+                    self.sweep_soon();
+                }
             }
             Err(error) => tracing::info!(process = id, %error, "queued process is gone"),
         }
