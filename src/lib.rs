@@ -1,4 +1,4 @@
-//! Durable, supervised processes for agent hosts.
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 mod actors;
@@ -11,7 +11,7 @@ pub use actors::{RecoveryReport, RecoveryStep, ShutdownReport};
 pub use api::{
     Effect, EffectController, EffectExecution, EffectOutcome, InMemoryStore, InlineEffects,
     JournaledEffects, ProcessWorkObserver, Processes, ScopedEffectController, SessionHandle,
-    SessionProcessAdmin, ShutdownOptions, Subscription, Supervisor, SupervisorBuilder,
+    SessionProcessAdmin, ShutdownOptions, StoreStats, Subscription, Supervisor, SupervisorBuilder,
 };
 pub use engines::{
     CancelReason, EngineFailure, EngineResult, PayloadProblem, ProcessContext, ProcessEngine,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::model::LeaseTimings;
+use crate::model::{LeaseTimings, RetentionPolicy};
 
 /// Settings of a runtime, checked when it is opened.
 #[derive(Debug, Clone)]
@@ -23,6 +23,10 @@ pub(crate) struct RuntimeConfig {
     pub(crate) commands_max: usize,
     /// Whether anything is claimed, run or swept.
     pub(crate) recover: bool,
+    /// What the reaper prunes by itself.
+    pub(crate) retention: Vec<RetentionPolicy>,
+    /// How long tombstones are kept.
+    pub(crate) keep_tombstones_for: Duration,
 }
 
 impl Default for RuntimeConfig {
@@ -36,6 +40,8 @@ impl Default for RuntimeConfig {
             slots_by_kind: HashMap::new(),
             commands_max: 4_096,
             recover: true,
+            retention: Vec::new(),
+            keep_tombstones_for: Duration::from_secs(30 * 24 * 60 * 60),
         }
     }
 }
@@ -44,6 +50,8 @@ impl Default for RuntimeConfig {
 pub(crate) const COMMAND_KIB_MAX: usize = 64 << 10;
 /// Events that one attempt may have accepted but not yet durable.
 pub(crate) const EMIT_ROOM: usize = 256;
+/// How often the reaper looks at what may be pruned.
+pub(crate) const RETAIN_EVERY: Duration = Duration::from_secs(60);
 /// How long an actor with nothing to do is kept.
 pub(crate) const PASSIVATE_AFTER: Duration = Duration::from_secs(5);
 /// Rows that the reaper looks at before it lets others go on.

@@ -4,6 +4,7 @@
 //! slots), the keeper (this runtime's heartbeat as an owner), the reaper (recovery and retention),
 //! and an actor for each process that something is happening to.
 
+mod changes;
 pub(crate) mod config;
 mod dispatcher;
 mod errors;
@@ -17,6 +18,7 @@ mod reaper;
 mod registry;
 mod root;
 pub(crate) mod runtime;
+mod sessions;
 pub(crate) mod start;
 
 pub(crate) use open::Runtime;

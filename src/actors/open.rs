@@ -103,24 +103,20 @@ impl Runtime {
         let (reaper, _) = Reaper::spawn_linked(None, Reaper, args(), root.clone())
             .await
             .map_err(failed)?;
-        let keeper = if recover {
+        if recover {
             let lease = shared.config.lease;
             let owner =
                 keeper::begin_incarnation(&shared.store, &shared.config.owner_id, lease).await?;
             shared.set_owner(owner);
-            let (keeper, _) = Keeper::spawn_linked(None, Keeper, args(), root.clone())
+            Keeper::spawn_linked(None, Keeper, args(), root.clone())
                 .await
                 .map_err(failed)?;
-            Some(keeper)
-        } else {
-            None
-        };
+        }
         shared.set_actors(Actors {
             root,
             registry,
             dispatcher,
             reaper,
-            keeper,
         });
         Ok(())
     }

@@ -12,7 +12,7 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 use super::config::{COMMAND_KIB_MAX, RETRIES_MAX, RuntimeConfig};
 use super::dispatcher::{DispatchMsg, QueueEntry, SlotPermit};
 use super::hub::Hub;
-use super::keeper::{KeeperMsg, OwnerHandle};
+use super::keeper::OwnerHandle;
 use super::process::{Activation, Answer, CommandCall, HostCommand, ProcessActor, ProcessMsg};
 use super::reaper::ReaperMsg;
 use super::registry::RegistryMsg;
@@ -32,7 +32,6 @@ pub(crate) struct Actors {
     pub(crate) registry: ActorRef<RegistryMsg>,
     pub(crate) dispatcher: ActorRef<DispatchMsg>,
     pub(crate) reaper: ActorRef<ReaperMsg>,
-    pub(crate) keeper: Option<ActorRef<KeeperMsg>>,
 }
 
 /// An engine as it was registered.

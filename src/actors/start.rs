@@ -43,10 +43,8 @@ impl Shared {
             request.dismantle();
             return Err(Error::ShuttingDown);
         }
-        if let Err(error) = request.check().and_then(|()| self.check_engine(&request)) {
-            request.dismantle();
-            return Err(error);
-        }
+        let request = request.checked()?;
+        self.check_engine(&request)?;
         let hash = start_hash(&request, start_as.parent.as_ref())?;
         let env = match &request.env_spec {
             Some(spec) => {

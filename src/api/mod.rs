@@ -1,9 +1,11 @@
 //! What hosts touch.
 
+mod commands;
 mod effects;
 mod observer;
 mod processes;
 mod session;
+mod sessions;
 mod subscription;
 mod supervisor;
 
@@ -15,4 +17,4 @@ pub use observer::ProcessWorkObserver;
 pub use processes::Processes;
 pub use session::{SessionHandle, SessionProcessAdmin};
 pub use subscription::Subscription;
-pub use supervisor::{InMemoryStore, ShutdownOptions, Supervisor, SupervisorBuilder};
+pub use supervisor::{InMemoryStore, ShutdownOptions, StoreStats, Supervisor, SupervisorBuilder};

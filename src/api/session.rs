@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::commands::{Signal, abandon_as, cancel_as, signal_as, start_as};
 use super::effects::ScopedEffectController;
-use super::processes::{Signal, abandon_as, cancel_as, signal_as, start_as};
 use super::subscription::{Grants, Subscription};
 use crate::actors::runtime::Shared;
 use crate::actors::start::StartAs;
@@ -340,7 +340,7 @@ impl SessionProcessAdmin {
         &self,
         scoped_effect_controller: ScopedEffectController<'_>,
     ) -> Result<Vec<ProcessCancelSummary>> {
-        super::processes::cancel_all_granted(
+        super::commands::cancel_all_granted(
             &self.shared,
             &self.scopes,
             &self.own,

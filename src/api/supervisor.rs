@@ -14,7 +14,7 @@ use crate::actors::reads::blocking;
 use crate::actors::{RecoveryReport, Runtime, ShutdownReport};
 use crate::engines::ProcessEngine;
 use crate::model::ids::check_id;
-use crate::model::{Error, LeaseTimings, Result, SessionScope, VerifyReport};
+use crate::model::{Error, LeaseTimings, Result, RetentionPolicy, SessionScope, VerifyReport};
 use crate::store::clock::{Clock, SystemClock};
 use crate::store::kv::{Durability, Kv};
 use crate::store::memory_kv::{MemoryKv, MemoryStore};
@@ -211,6 +211,23 @@ impl SupervisorBuilder {
         self
     }
 
+    /// Has the reaper prune what ended longer ago than a policy keeps it; may be called several
+    /// times, for several filters. By default nothing is pruned by itself.
+    #[must_use]
+    pub fn retention(mut self, policy: RetentionPolicy) -> Self {
+        self.config.retention.push(policy);
+        self
+    }
+
+    /// How long the tombstones of pruned processes are kept, by default 30 days: so long a late
+    /// await is told what became of it, a late start does not run it again, and a reader of the
+    /// change feed learns of the deletion.
+    #[must_use]
+    pub fn keep_tombstones_for(mut self, keep: Duration) -> Self {
+        self.config.keep_tombstones_for = keep;
+        self
+    }
+
     /// Where time is read: for tests.
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -310,6 +327,30 @@ impl SupervisorBuilder {
     }
 }
 
+/// Work that a store has done since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub struct StoreStats {
+    /// Write sets that were accepted.
+    pub commits: u64,
+    /// Write sets that were refused.
+    pub refusals: u64,
+    /// Groups of them that were made durable together.
+    pub groups: u64,
+    /// Data syncs that an acknowledgement waited for.
+    pub syncs: u64,
+    /// Journal entries written.
+    pub journal_entries: u64,
+    /// Bytes of them.
+    pub journal_bytes: u64,
+    /// Keys written into the index behind the journal.
+    pub index_keys_written: u64,
+    /// Changes that wait to go into the index.
+    pub overlay_entries: u64,
+    /// Bytes of them.
+    pub overlay_bytes: u64,
+}
+
 /// An open runtime: the store, its processes, and what executes them. Cheap to clone; dropping the
 /// last clone without [`Supervisor::shutdown`] is like a crash: the next open recovers.
 #[derive(Debug, Clone)]
@@ -382,6 +423,33 @@ impl Supervisor {
     pub async fn verify(&self) -> Result<VerifyReport> {
         let shared = Arc::clone(&self.runtime.shared);
         blocking(move || Ok(crate::store::verify::verify(&shared.store)?)).await
+    }
+
+    /// What the store has done since it was opened.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        let stats = self.runtime.shared.store.stats();
+        StoreStats {
+            commits: stats.commits,
+            refusals: stats.refusals,
+            groups: stats.groups,
+            syncs: stats.syncs,
+            journal_entries: stats.journal_entries,
+            journal_bytes: stats.journal_bytes,
+            index_keys_written: stats.index_keys_written,
+            overlay_entries: stats.overlay_entries,
+            overlay_bytes: stats.overlay_bytes,
+        }
+    }
+
+    /// Waits until everything that is durable in the journal is in the index as well, and the
+    /// journal is trimmed. Changes nothing about what is durable; for benchmarks and backups.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn drain(&self) -> Result<()> {
+        let store = self.runtime.shared.store.clone();
+        blocking(move || Ok(store.drain()?)).await
     }
 
     /// Shuts down: stops admitting, gives started work its grace period, lets go of the store. When

@@ -44,6 +44,7 @@ pub(crate) mod scope;
 pub(crate) mod selector;
 #[cfg(test)]
 mod serde_tests;
+pub(crate) mod session_report;
 #[cfg(test)]
 mod testing;
 pub(crate) mod verify_report;
@@ -76,7 +77,10 @@ pub use request::{
     Backoff, ProcessEnvSpec, ProcessHandleDescriptor, ProcessIdentity, ProcessInput,
     ProcessStartGrant, ProcessStartRequest, RecoveryDisposition, RetryPolicy,
 };
-pub use retention::ProcessPruneReport;
+pub use retention::{ProcessPruneReport, PruneSelector, RetentionPolicy};
 pub use scope::{ProcessOriginator, SessionScope};
 pub use selector::Selector;
+pub use session_report::{
+    ChangeCursor, ChangePage, ProcessChange, ProcessWake, RevokedGrant, SessionDeleteReport,
+};
 pub use verify_report::{VerifyProblem, VerifyReport};

@@ -1,10 +1,15 @@
 //! What may be pruned, and what is left of it.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use super::error::Result;
+use super::filter::ProcessListFilter;
 use super::ids::Incarnation;
 use super::json::ContentHash;
 use super::output::TerminalState;
+use super::session_report::ChangeCursor;
 
 /// What remains of a pruned process. It holds no payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +47,99 @@ impl ProcessPruneReport {
         self.leases += other.leases;
         self.wakes += other.wakes;
         self.bytes += other.bytes;
+    }
+}
+
+/// Which processes a prune may take out.
+///
+/// ```
+/// use procession::{ProcessListFilter, PruneSelector};
+/// let selector = PruneSelector::older_than(1_700_000_000_000)
+///     .with_filter(ProcessListFilter::any().with_status(procession::StatusFilter::Completed));
+/// # let _ = selector;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneSelector {
+    /// Only what ended before this, milliseconds since the epoch.
+    pub cutoff_epoch_ms: u64,
+    /// Only what this admits; its status is about how they ended.
+    #[serde(default = "ProcessListFilter::any")]
+    pub filter: ProcessListFilter,
+    /// Nothing that changed past this cursor of the change feed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_past: Option<ChangeCursor>,
+}
+
+impl PruneSelector {
+    /// Everything that ended before a cutoff.
+    #[must_use]
+    pub fn older_than(cutoff_epoch_ms: u64) -> Self {
+        Self {
+            cutoff_epoch_ms,
+            filter: ProcessListFilter::any(),
+            not_past: None,
+        }
+    }
+
+    /// Only what a filter admits.
+    #[must_use]
+    pub fn with_filter(mut self, filter: ProcessListFilter) -> Self {
+        self.filter = filter;
+        self
+    }
+
+    /// Nothing that changed past a cursor.
+    #[must_use]
+    pub fn with_watermark(mut self, not_past: Option<ChangeCursor>) -> Self {
+        self.not_past = not_past;
+        self
+    }
+}
+
+/// How long ended processes are kept before the reaper prunes them.
+///
+/// ```
+/// use procession::RetentionPolicy;
+/// let policy = RetentionPolicy::parse("7d")?;
+/// # let _ = policy;
+/// # Ok::<(), procession::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionPolicy {
+    /// How long after its end a process is kept.
+    #[serde(with = "super::duration")]
+    pub keep_terminal_for: Duration,
+    /// Which processes this is about.
+    #[serde(default = "ProcessListFilter::any")]
+    pub filter: ProcessListFilter,
+}
+
+impl RetentionPolicy {
+    /// All processes, for so long.
+    #[must_use]
+    pub fn keep_terminal_for(keep_terminal_for: Duration) -> Self {
+        Self {
+            keep_terminal_for,
+            filter: ProcessListFilter::any(),
+        }
+    }
+
+    /// The same from humantime text such as `7d`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the text is no duration.
+    pub fn parse(keep_terminal_for: &str) -> Result<Self> {
+        super::duration::parse("retention.keep_terminal_for", keep_terminal_for)
+            .map(Self::keep_terminal_for)
+    }
+
+    /// Only what a filter admits.
+    #[must_use]
+    pub fn with_filter(mut self, filter: ProcessListFilter) -> Self {
+        self.filter = filter;
+        self
     }
 }
 

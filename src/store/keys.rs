@@ -294,10 +294,6 @@ pub(crate) fn env(hash: &ContentHash) -> Bytes {
     Key::new(kind::ENV).raw(&hash.0).done()
 }
 
-pub(crate) fn envs() -> KeyRange {
-    Key::new(kind::ENV).range()
-}
-
 pub(crate) fn env_users(hash: &ContentHash) -> Bytes {
     Key::new(kind::ENV_USERS).raw(&hash.0).done()
 }

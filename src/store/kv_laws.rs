@@ -3,6 +3,7 @@
 //! Each law is a function over something that can be opened again and again.
 
 mod model;
+mod threads;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -20,6 +21,7 @@ use super::memory_kv::{MemoryKv, MemoryStore};
 use super::sled_kv::{Options, SledKv};
 
 pub(super) use model::{Model, XorShift};
+use threads::commits_of_many_threads_are_all_there;
 
 /// A state that outlives its opens.
 pub(super) trait Machine {
@@ -519,40 +521,6 @@ fn one_runtime_at_a_time(machine: &dyn Machine) {
     let view = kv.view().unwrap();
     drop(kv);
     let kv = machine.open().unwrap();
-    drop(view);
-    kv.close().unwrap();
-}
-
-fn commits_of_many_threads_are_all_there(machine: &dyn Machine) {
-    let kv = machine.open().unwrap();
-    thread::scope(|scope| {
-        for worker in 0..8_u64 {
-            let kv = &kv;
-            scope.spawn(move || {
-                for sequence in 1..=100 {
-                    let increment = move |state: &dyn Reader, cx: &mut CommitContext<'_>| {
-                        let sum = state
-                            .get(b"sum")
-                            .unwrap()
-                            .map_or(0, |sum| u64::from_be_bytes(sum[..].try_into().unwrap()));
-                        cx.ops.push(put("sum", (sum + 1).to_be_bytes()));
-                        cx.ops.push(append(worker, sequence, "e"));
-                        Verdict::Accept
-                    };
-                    let outcome = submit(&**kv, increment).recv().unwrap();
-                    assert!(matches!(outcome, Outcome::Committed { .. }));
-                }
-            });
-        }
-    });
-    let view = kv.view().unwrap();
-    assert_eq!(
-        view.get(b"sum").unwrap().unwrap(),
-        800_u64.to_be_bytes()[..]
-    );
-    for worker in 0..8 {
-        assert_eq!(sequences(&*view, worker, 1, 999).len(), 100);
-    }
     drop(view);
     kv.close().unwrap();
 }

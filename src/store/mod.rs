@@ -7,6 +7,8 @@ pub(crate) mod keys;
 pub(crate) mod kv;
 #[cfg(test)]
 mod kv_laws;
+#[cfg(test)]
+mod laws;
 mod locks;
 pub(crate) mod memory_kv;
 pub(crate) mod process_store;

@@ -63,7 +63,7 @@ impl ProcessStore {
         );
         async move {
             wait.await
-                .unwrap_or_else(|_| Err(CommitError::Unknown(StoreError::Closed)))
+                .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))
         }
     }
 

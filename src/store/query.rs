@@ -235,7 +235,7 @@ impl View {
                 found.push((position, self.observe(summary)?, descriptor));
             }
         }
-        found.sort_by(|a, b| b.0.cmp(&a.0));
+        found.sort_by_key(|(position, ..)| std::cmp::Reverse(*position));
         let mut items = Vec::with_capacity(found.len());
         for (_, process, descriptor) in found {
             let events = self
@@ -273,7 +273,7 @@ fn encode_cursor(key: &[u8]) -> PageCursor {
 
 fn decode_cursor(cursor: &PageCursor) -> Result<Vec<u8>, QueryError> {
     let text = &cursor.0;
-    if text.is_empty() || text.len() % 2 != 0 || text.len() > 4_096 || !text.is_ascii() {
+    if text.is_empty() || !text.len().is_multiple_of(2) || text.len() > 4_096 || !text.is_ascii() {
         return Err(QueryError::Cursor);
     }
     (0..text.len() / 2)

@@ -161,9 +161,6 @@ impl Resolver<'_, '_> {
                 self.front(*row)?.last_sequence == *last_sequence,
                 Refusal::Moved,
             ),
-            Condition::Running { row } => {
-                require(self.front(*row)?.terminal_at_ms().is_none(), Refusal::Ended)
-            }
             // L3: the fence. Without this check a returning owner writes over its successor.
             Condition::Token { row, token } => {
                 let front = self.front(*row)?;
@@ -242,6 +239,11 @@ impl Resolver<'_, '_> {
                 Ok(())
             }
             Change::RemoveOwner { number } => {
+                // An owner that is unknown reads as dead: only what is dead may be forgotten (L5).
+                require(
+                    self.standing(*number)? == OwnerStanding::Dead,
+                    Refusal::Leased,
+                )?;
                 self.delete(keys::owner(*number));
                 Ok(())
             }
@@ -312,13 +314,14 @@ impl Resolver<'_, '_> {
     fn append(&mut self, append: &Append) -> Result<(), Stop> {
         let row = append.row;
         let (mut front, body) = self.state_value(row)?;
+        // P2 and E1 do not rest on the conditions that a set happens to name. What has ended is not
+        // leased either.
+        require(front.terminal_at_ms().is_none(), Refusal::Ended)?;
         if !append.events.is_empty() {
-            // E1 and P2 do not rest on the conditions that a set happens to name.
             require(
                 append.first_sequence == front.last_sequence + 1,
                 Refusal::Moved,
             )?;
-            require(front.terminal_at_ms().is_none(), Refusal::Ended)?;
         }
         match append.lease {
             LeaseWrite::Keep => {}
@@ -447,7 +450,10 @@ impl Resolver<'_, '_> {
             return Ok(stored);
         };
         let mut entries: BTreeMap<Bytes, Bytes> = stored.into_iter().collect();
-        for (key, written) in own.range::<Bytes, _>(range.start.clone()..range.end.clone()) {
+        let written = own
+            .range(range.start.clone()..)
+            .take_while(|(key, _)| range.end.is_empty() || **key < range.end);
+        for (key, written) in written {
             match written {
                 Some(value) => entries.insert(key.clone(), value.clone()),
                 None => entries.remove(key),

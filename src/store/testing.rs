@@ -245,24 +245,18 @@ impl Host {
     /// Claims and starts; the token.
     pub(super) fn begin(&self, process: &mut Proc, owner: OwnerNumber) -> FencingToken {
         let token = self.store.next_token().unwrap();
-        process.owner = owner;
-        let command = Command::Begin {
-            owner: self.named(owner),
-            token,
-            reason: StartReason::First,
-        };
-        self.step(process, command, Facts::default());
+        let at = process.at();
+        let begins = process.begins(self, owner, token);
+        self.ok(vec![at], vec![begins]);
         token
     }
 
-    /// Ends it without a lease, as the reaper does.
+    /// Ends it as failed without a lease, as the reaper does.
     pub(super) fn finish(&self, process: &mut Proc) -> Receipt {
         let token = self.store.next_token().unwrap();
-        let command = Command::Finish {
-            output: ProcessAwaitOutput::success(json!("done")),
-            finisher: Finisher::Claim(token),
-        };
-        self.step(process, command, Facts::default())
+        let at = process.at();
+        let fails = process.fails(self, token);
+        self.ok(vec![at], vec![fails])
     }
 
     pub(super) fn prune(&self, process: &Proc) -> Receipt {
@@ -385,6 +379,39 @@ impl Proc {
         change.unwrap()
     }
 
+    /// A claim and a start, decided.
+    pub(super) fn begins(
+        &mut self,
+        host: &Host,
+        owner: OwnerNumber,
+        token: FencingToken,
+    ) -> Change {
+        self.owner = owner;
+        let command = Command::Begin {
+            owner: host.named(owner),
+            token,
+            reason: match self.state.attempt {
+                0 => StartReason::First,
+                _ => StartReason::Recovery,
+            },
+        };
+        self.decide(host, command, claimable(token))
+    }
+
+    /// An end in failure by somebody who claims it for that, decided.
+    pub(super) fn fails(&mut self, host: &Host, token: FencingToken) -> Change {
+        let command = Command::Finish {
+            output: ProcessAwaitOutput::Failure {
+                class: FailureClass::Execution,
+                code: "broken".into(),
+                message: "it broke".into(),
+                raw: None,
+            },
+            finisher: Finisher::Claim(token),
+        };
+        self.decide(host, command, claimable(token))
+    }
+
     /// A plain event, decided.
     pub(super) fn note(&mut self, host: &Host) -> Change {
         let command = self.event("note", json!({ "n": self.state.last_sequence }), None, None);
@@ -392,8 +419,16 @@ impl Proc {
     }
 }
 
+/// What somebody knows who finds the lease free.
+pub(super) fn claimable(token: FencingToken) -> Facts {
+    Facts {
+        claim: Some(token),
+        ..Facts::default()
+    }
+}
+
 /// A request with an event type of each sort: `note`, `ask` (wakes, once for each `/key`), `ping`
-/// (wakes every time), `done` (ends it).
+/// (wakes every time), `done` (ends it), and a signal `go`.
 pub(super) fn request(id: &str) -> ProcessStartRequest {
     let text = || WakeSemantics::new(Selector::pointer("/text"));
     ProcessStartRequest::new(
@@ -404,6 +439,7 @@ pub(super) fn request(id: &str) -> ProcessStartRequest {
     )
     .with_event_types(vec![
         ProcessEventType::new("note"),
+        ProcessEventType::signal("go"),
         ProcessEventType::new("ask").with_wake(text().with_dedupe_key(Selector::pointer("/key"))),
         ProcessEventType::new("ping").with_wake(text()),
         ProcessEventType::new("done").with_terminal(TerminalSemantics::new(

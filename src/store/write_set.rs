@@ -23,8 +23,6 @@ pub(crate) enum Condition {
     Exists { row: Row },
     /// The process is there, and this is its last event.
     At { row: Row, last_sequence: u64 },
-    /// The process is there and has not ended.
-    Running { row: Row },
     /// Its lease is held under this token.
     Token { row: Row, token: FencingToken },
     /// The owner's heartbeat has not lapsed, and its epoch is not over.

@@ -6,12 +6,17 @@
 //! rest on what is in flight, wait for it. If a set is refused, everything decided on it is refused
 //! with it, and those commands are decided anew on what is durable.
 
+mod begin;
+mod ending;
 mod execution;
 mod flight;
+mod landing;
 mod messages;
 mod outcome;
 mod port;
+mod sending;
 mod state;
+mod waiting;
 mod waits;
 
 pub(crate) use messages::{

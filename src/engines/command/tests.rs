@@ -20,6 +20,7 @@ use super::procfs::group_members;
 use crate::engines::{
     CancelReason, CancelSignal, EngineResult, ExecutionPort, ProcessContext, ProcessEngine,
 };
+use crate::model::event_type::SchemaSet;
 use crate::model::record::{ProcessState, Registration, RegistrationFacts};
 use crate::model::{
     ContentHash, Error, FencingToken, Incarnation, ProcessEvent, ProcessEventAppendRequest,
@@ -111,8 +112,8 @@ impl FakePort {
             .find(|known| known.name == request.event_type)
             .unwrap_or_else(|| panic!("{} is not declared", request.event_type));
         declared.check().expect("a sound declaration");
-        declared
-            .check_payload("p", &request.payload)
+        SchemaSet::default()
+            .check("p", &declared, &request.payload)
             .expect("by its schema");
         let mut appended = None;
         self.events.send_modify(|events| {

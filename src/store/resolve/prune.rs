@@ -153,6 +153,11 @@ impl Resolver<'_, '_> {
         let id = keys::id(&tombstone.id);
         if self.get::<StoredId>(&id)? == Some(StoredId::Pruned(incarnation.get())) {
             self.delete(id);
+            // R2: effects that were journaled on it after it was gone go with the last that
+            // remembers it.
+            for (key, _) in self.scan(&keys::effects_on(&tombstone.id))? {
+                self.delete(key);
+            }
         }
         let floor = self
             .get::<StoredNumber>(&keys::feed_floor())?

@@ -189,10 +189,9 @@ fn edges(
 ) -> Result<(), StoreError> {
     let who = Some(head.id.as_str());
     let runs = front.terminal_at_ms().is_none();
-    match (runs, findings.has(view, &keys::running(head.row))?) {
-        (true, false) => findings.note(who, "it runs, but is not among the running"),
-        // Noted there.
-        (false, true) | (true, true) | (false, false) => {}
+    // One that has ended and is among the running is noted there.
+    if runs && !findings.has(view, &keys::running(head.row))? {
+        findings.note(who, "it runs, but is not among the running");
     }
     let entry = findings.stored::<StoredChange>(view, who, &keys::feed(front.feed_position))?;
     let change = StoredChange::Changed {

@@ -49,18 +49,18 @@ pub(super) fn busy(host: &Host) -> Vec<Proc> {
     // Ended, with its outcome in the log.
     let mut ended = host.start(rich_request("ended"));
     host.emit(&mut ended, "ask", json!({ "text": "?", "key": "b" }));
-    host.finish(&mut ended);
-    let mut failed = host.start(request_of("failed"));
-    let fail = Command::Finish {
-        output: ProcessAwaitOutput::Failure {
-            class: FailureClass::Execution,
-            code: "broken".into(),
-            message: "it broke".into(),
-            raw: None,
-        },
-        finisher: Finisher::Claim(host.store.next_token().unwrap()),
+    let token = host.begin(&mut ended, owner);
+    let complete = Command::Finish {
+        output: ProcessAwaitOutput::success(json!("done")),
+        finisher: Finisher::Owner(token),
     };
-    host.step(&mut failed, fail, Facts::default());
+    let holder = Facts {
+        holder: Some(token),
+        ..Facts::default()
+    };
+    host.step(&mut ended, complete, holder);
+    let mut failed = host.start(request_of("failed"));
+    host.finish(&mut failed);
 
     // Pruned, and pruned and started again.
     for id in ["pruned", "again"] {
@@ -95,9 +95,9 @@ fn a_busy_store_is_clean_before_and_after_a_reopen(ground: &Ground) {
     let expected = VerifyReport {
         // rich, big, child, ended, failed, again
         processes: 6,
-        // rich: started, note, note, ask, ping, waiting, cancel_requested; ended: ask, completed;
+        // rich: started, note, note, ask, ping, waiting, cancel_requested; ended: ask, started, completed;
         // failed: failed
-        events: 7 + 2 + 1,
+        events: 7 + 3 + 1,
         tombstones: 2,
         problems: vec![],
         problems_left_out: 0,

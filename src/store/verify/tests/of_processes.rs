@@ -175,7 +175,7 @@ fn e1_and_p2_a_log_that_cannot_have_happened_is_found() {
                 let mut ops = s.with_front(&s.ended, |it| it.last_sequence += 1);
                 ops.push(append(
                     s.ended.registration.incarnation.get(),
-                    3,
+                    4,
                     &s.log(&s.ended)[0],
                 ));
                 ops
@@ -183,13 +183,13 @@ fn e1_and_p2_a_log_that_cannot_have_happened_is_found() {
             ("its log goes on behind its last event", ENDED, |s| {
                 vec![append(
                     s.ended.registration.incarnation.get(),
-                    3,
+                    4,
                     &s.log(&s.ended)[0],
                 )]
             }),
             // No terminal event at the end of what has ended.
             ("stored terminal ", ENDED, |s| {
-                s.with_event(&s.ended, 2, |it| {
+                s.with_event(&s.ended, 3, |it| {
                     it.event_type = "note".into();
                 })
             }),
@@ -204,7 +204,6 @@ fn e1_and_p2_a_log_that_cannot_have_happened_is_found() {
                 let EventBody::Runtime(RuntimeEvent::Started {
                     owner,
                     fencing_token,
-                    reason,
                     ..
                 }) = EventBody::of(&event).unwrap()
                 else {
@@ -215,7 +214,7 @@ fn e1_and_p2_a_log_that_cannot_have_happened_is_found() {
                     owner,
                     attempt: 2,
                     fencing_token,
-                    reason,
+                    reason: StartReason::Recovery,
                 };
                 started.payload = json::canonical_bytes(&second.into_parts().unwrap().1);
                 vec![append(

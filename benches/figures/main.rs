@@ -1,0 +1,72 @@
+//! Figures: one line of JSON each.
+//!
+//! `cargo bench --bench figures -- NAME [--seconds N] [--dir DIR]`. Without a name, all of them.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::expect_used,
+    reason = "a benchmark prints its figures, and stops where it cannot measure"
+)]
+
+mod append;
+mod floor;
+mod load;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What a figure is asked for with.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    /// How long each throughput is measured.
+    pub(crate) seconds: Duration,
+    /// On which disk.
+    pub(crate) dir: PathBuf,
+}
+
+type Figure = (&'static str, fn(&Ask));
+
+const FIGURES: &[Figure] = &[("append", append::run)];
+
+fn main() {
+    let mut names = Vec::new();
+    let mut ask = Ask {
+        seconds: Duration::from_secs(30),
+        // Not the temporary directory: that may be memory.
+        dir: std::env::current_dir()
+            .expect("a current directory")
+            .join("target"),
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            // What cargo passes to every benchmark.
+            "--bench" => {}
+            "--seconds" => {
+                let seconds = args.next().and_then(|text| text.parse().ok());
+                ask.seconds = Duration::from_secs_f64(seconds.expect("--seconds takes a number"));
+            }
+            "--dir" => ask.dir = PathBuf::from(args.next().expect("--dir takes a directory")),
+            name => names.push(name.to_owned()),
+        }
+    }
+    std::fs::create_dir_all(&ask.dir).expect("a directory to measure in");
+    for name in &names {
+        if !FIGURES.iter().any(|(known, _)| known == name) {
+            let known: Vec<_> = FIGURES.iter().map(|(name, _)| *name).collect();
+            eprintln!("unknown figure {name:?}; there are: {}", known.join(", "));
+            std::process::exit(2);
+        }
+    }
+    for (name, run) in FIGURES {
+        if names.is_empty() || names.iter().any(|asked| asked == name) {
+            run(&ask);
+        }
+    }
+}
+
+/// Prints a figure.
+pub(crate) fn print(figure: &serde_json::Value) {
+    println!("{figure}");
+}

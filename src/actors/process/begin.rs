@@ -1,0 +1,219 @@
+//! How an attempt begins: the claim, and the launch of its engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::execution::{Execution, Launch};
+use super::flight::{Purpose, Work};
+use super::messages::ProcessMsg;
+use super::state::Process;
+use super::waits::{History, Waits};
+use crate::actors::dispatcher::SlotPermit;
+use crate::actors::keeper::OwnerHandle;
+use crate::engines::CancelReason;
+use crate::model::decide::Command;
+use crate::model::lease::OwnerStanding;
+use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, deadline_ms, recover};
+use crate::model::{Error, FencingToken, ProcessEvent, ProcessInput, ProcessRecord, Result};
+
+impl Process {
+    /// A slot is free: claims the process, if that is still what is to be done.
+    pub(super) fn begin(&mut self, permit: SlotPermit) {
+        if self.execution.is_some() || self.beginning || self.shared.is_shutting_down() {
+            return;
+        }
+        if !History::concerns(&self.registration) || self.state.last_sequence == 0 {
+            self.claim(permit, History::default());
+            return;
+        }
+        // The log may be long: it is read off the actor.
+        self.beginning = true;
+        let store = self.shared.store.clone();
+        let registration = Arc::clone(&self.registration);
+        let myself = self.myself.clone();
+        tokio::spawn(async move {
+            let loaded =
+                tokio::task::spawn_blocking(move || History::load(&store, &registration)).await;
+            let history = loaded.unwrap_or_else(|error| {
+                Err(Error::Corrupted {
+                    what: error.to_string(),
+                })
+            });
+            let _ = myself.cast(ProcessMsg::HistoryLoaded { permit, history });
+        });
+    }
+
+    pub(super) fn history_loaded(&mut self, permit: SlotPermit, history: Result<History>) {
+        self.beginning = false;
+        match history {
+            Ok(history) => self.claim(permit, history),
+            Err(error) => warn!(process = %self.registration.id, %error, "log cannot be read"),
+        }
+    }
+
+    pub(super) fn claim(&mut self, permit: SlotPermit, history: History) {
+        let Some(owner) = self.shared.trusted_owner() else {
+            // Between two incarnations: the sweep after the next one began finds it again.
+            return;
+        };
+        match self.next_attempt(&owner) {
+            Ok(Some((reason, takes_over))) => match self.shared.store.next_token() {
+                Ok(token) => {
+                    self.beginning = true;
+                    self.pending_history = Some(history);
+                    self.decide(Work {
+                        command: Command::Begin {
+                            owner: owner.owner.clone(),
+                            token,
+                            reason,
+                        },
+                        granted_to: None,
+                        tries: 0,
+                        purpose: Purpose::Begin {
+                            permit,
+                            owner,
+                            token,
+                            takes_over,
+                        },
+                    });
+                }
+                Err(error) => warn!(process = %self.registration.id, %error, "no token"),
+            },
+            Ok(None) => {}
+            Err(error) => warn!(process = %self.registration.id, %error, "not claimed"),
+        }
+    }
+
+    /// Why the next attempt begins, and whose lease it takes over; `None` if none is to begin.
+    pub(super) fn next_attempt(
+        &mut self,
+        owner: &Arc<OwnerHandle>,
+    ) -> Result<Option<(crate::model::StartReason, Option<FencingToken>)>> {
+        if self.shared.has_task(self.registration.incarnation) {
+            // Code that never yields still runs: nothing is started beside it.
+            return Ok(None);
+        }
+        // A live lease of this same incarnation, and no task: its actor died, and it may be
+        // taken over under a new token.
+        let orphaned = self
+            .lease
+            .filter(|lease| lease.owner == owner.number)
+            .map(|lease| lease.token);
+        let lease = match orphaned {
+            Some(_) => LeaseStanding::Held(OwnerStanding::Dead),
+            None => self.shared.store.view()?.lease_standing(self.lease)?,
+        };
+        let now_ms = self.shared.now_ms();
+        let facts = RecoveryFacts {
+            lease,
+            engine_registered: self.shared.engine_of(&self.registration).is_some(),
+            now_ms,
+        };
+        match recover(&self.registration, &self.state, facts) {
+            RecoveryAction::Queue {
+                reason,
+                not_before_ms,
+            } if not_before_ms <= now_ms => Ok(Some((reason, orphaned))),
+            RecoveryAction::Queue { .. } => Ok(None),
+            RecoveryAction::Leave(_) => Ok(None),
+            RecoveryAction::Abandon { .. }
+            | RecoveryAction::Cancel
+            | RecoveryAction::ExhaustRecoveries
+            | RecoveryAction::TimeOut => {
+                self.shared.sweep_soon();
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) fn launch(
+        &mut self,
+        permit: SlotPermit,
+        owner: Arc<OwnerHandle>,
+        token: FencingToken,
+    ) {
+        self.beginning = false;
+        let history = self.pending_history.take().unwrap_or_default();
+        let Some(engine) = self.shared.engine_of(&self.registration) else {
+            return;
+        };
+        let ProcessInput::Engine { payload, .. } = &self.registration.input else {
+            return;
+        };
+        info!(process = %self.registration.id, attempt = self.durable.attempt,
+            fencing_token = token.get(), owner = %owner.owner.owner_id, "attempt begins");
+        let record = ProcessRecord::assemble(&self.registration, &self.durable);
+        let execution = Execution::launch(Launch {
+            shared: Arc::clone(&self.shared),
+            actor: self.myself.clone(),
+            registration: Arc::clone(&self.registration),
+            record,
+            engine,
+            payload: payload.clone(),
+            owner: Arc::clone(&owner),
+            token,
+            permit,
+            waits: Waits::new(history),
+        });
+        self.execution = Some(execution);
+        self.note_since_history();
+        if let Some(deadline) = deadline_ms(&self.registration, &self.durable) {
+            let left = Duration::from_millis(deadline.saturating_sub(self.shared.now_ms()));
+            self.after(left, move || ProcessMsg::Deadline { token });
+        }
+        if let Some(request) = self.state.cancel_request.clone() {
+            self.stop_execution(
+                token,
+                CancelReason::Requested {
+                    requested_by: request.requested_by,
+                },
+            );
+        } else if self.shared.is_shutting_down() {
+            self.stop_execution(token, CancelReason::Shutdown);
+        } else if !owner.is_trusted(self.shared.monotonic()) {
+            // The claim came back after the trust in its heartbeat was over.
+            self.lease_lost(owner.number);
+        }
+    }
+
+    /// Signals that arrived while the history was read, or are in flight.
+    pub(super) fn note_since_history(&mut self) {
+        let from = self.durable.last_sequence;
+        let events: Vec<Arc<ProcessEvent>> = self
+            .flights
+            .iter()
+            .flat_map(|flight| &flight.events)
+            .map(|(event, _)| Arc::clone(event))
+            .collect();
+        let Some(execution) = &mut self.execution else {
+            return;
+        };
+        let seen = execution.waits.seen();
+        if seen < from && History::concerns(&self.registration) {
+            let missed = self.shared.store.view().and_then(|view| {
+                view.events(
+                    &self.registration.id,
+                    self.registration.incarnation,
+                    seen + 1,
+                    usize::MAX,
+                    usize::MAX,
+                )
+            });
+            match missed {
+                Ok(missed) => {
+                    for event in &missed {
+                        let _ = execution.waits.note(event);
+                    }
+                }
+                Err(error) => {
+                    warn!(process = %self.registration.id, %error, "log cannot be read");
+                }
+            }
+        }
+        for event in &events {
+            let _ = execution.waits.note(event);
+        }
+    }
+}

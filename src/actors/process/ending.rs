@@ -1,0 +1,300 @@
+//! How an execution is stopped, and what its end means.
+
+use tracing::{info, warn};
+
+use super::flight::{Purpose, Work};
+use super::messages::ShutdownOutcome;
+use super::state::Process;
+use crate::engines::{CancelReason, EngineFailure, EngineResult};
+use crate::model::decide::{Command, Finisher};
+use crate::model::error::clip;
+use crate::model::limits::{MESSAGE_BYTES_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::model::{
+    AbandonEvidence, AbandonProof, AbandonWriter, FailureClass, FencingToken, OwnerNumber,
+    ProcessAwaitOutput, ProcessError, RecoveryDisposition, json,
+};
+
+impl Process {
+    pub(super) fn stop_execution(&mut self, token: FencingToken, reason: CancelReason) {
+        let grace = self.shared.config.cancel_grace;
+        let myself = self.myself.clone();
+        if let Some(execution) = &mut self.execution
+            && execution.token == token
+        {
+            info!(process = %self.registration.id, %reason, "attempt is told to stop");
+            execution.stop(&myself, reason, grace);
+        }
+    }
+
+    pub(super) fn grace_over(&mut self, token: FencingToken) {
+        if let Some(execution) = &mut self.execution
+            && execution.token == token
+        {
+            warn!(process = %self.registration.id, "attempt did not stop in time: aborted");
+            execution.abort();
+        }
+    }
+
+    pub(super) fn lease_lost(&mut self, owner: OwnerNumber) {
+        let lost = self
+            .execution
+            .as_ref()
+            .is_some_and(|execution| execution.owner.number == owner);
+        if lost {
+            self.lose_execution();
+        }
+    }
+
+    pub(super) fn lose_execution(&mut self) {
+        if let Some(execution) = &mut self.execution {
+            warn!(process = %self.registration.id, fencing_token = execution.token.get(),
+                "lease lost: execution stopped");
+            execution.lose();
+        }
+    }
+
+    /// The task of an execution has ended.
+    pub(super) fn ended(&mut self, token: FencingToken, result: Option<EngineResult>) {
+        let Some(execution) = &mut self.execution else {
+            return;
+        };
+        if execution.token != token {
+            return;
+        }
+        execution.close();
+        if execution.settled {
+            self.drop_execution(token);
+            return;
+        }
+        execution.settled = true;
+        let reason = execution.cancel.reason();
+        let forced = execution.forced;
+        let ending = self.ending(reason, forced, result);
+        self.settle(token, ending);
+    }
+
+    pub(super) fn settle(&mut self, token: FencingToken, ending: Ending) {
+        let command = match ending {
+            Ending::Lost => {
+                self.drop_execution(token);
+                return;
+            }
+            Ending::Release => {
+                self.last_outcome = ShutdownOutcome::Released;
+                self.release(token);
+                return;
+            }
+            Ending::Outcome(output) => {
+                self.last_outcome = match output {
+                    ProcessAwaitOutput::Abandoned { .. } => ShutdownOutcome::Abandoned,
+                    ProcessAwaitOutput::Success { .. }
+                    | ProcessAwaitOutput::Failure { .. }
+                    | ProcessAwaitOutput::Cancelled { .. } => ShutdownOutcome::Finished,
+                };
+                Command::Finish {
+                    output,
+                    finisher: Finisher::Owner(token),
+                }
+            }
+            Ending::Retry { error, retry_at_ms } => {
+                self.last_outcome = ShutdownOutcome::Finished;
+                Command::ScheduleRetry {
+                    token,
+                    retry_at_ms,
+                    error,
+                }
+            }
+        };
+        self.decide(Work {
+            command,
+            granted_to: None,
+            tries: 0,
+            purpose: Purpose::Settle { token },
+        });
+    }
+
+    /// What the end of a task means.
+    pub(super) fn ending(
+        &self,
+        reason: Option<CancelReason>,
+        forced: bool,
+        result: Option<EngineResult>,
+    ) -> Ending {
+        match result {
+            Some(Ok(value)) => Ending::Outcome(self.success(value)),
+            Some(Err(failure)) => self.failed(reason, failure),
+            None => self.stopped(reason, forced, None),
+        }
+    }
+
+    pub(super) fn success(&self, value: serde_json::Value) -> ProcessAwaitOutput {
+        match json::bounded_bytes("output.value", &value, PAYLOAD_BYTES_MAX) {
+            Ok(_) => ProcessAwaitOutput::Success { value },
+            Err(error) => {
+                json::dismantle(value);
+                failure_output(
+                    FailureClass::Internal,
+                    "output_refused",
+                    &error.to_string(),
+                    None,
+                )
+            }
+        }
+    }
+
+    pub(super) fn failed(&self, reason: Option<CancelReason>, failure: EngineFailure) -> Ending {
+        if let Some(told) = failure.cancelled {
+            // What was really asked for counts, not what the engine makes of it.
+            if told == CancelReason::LeaseLost {
+                return Ending::Lost;
+            }
+            if reason.is_some() {
+                return self.stopped(reason, false, failure.raw);
+            }
+        }
+        if reason == Some(CancelReason::TimedOut) {
+            return self.stopped(reason, false, failure.raw);
+        }
+        let code = clip(&failure.code, NAME_BYTES_MAX);
+        let message = clip(&failure.message, MESSAGE_BYTES_MAX);
+        let may_retry = failure.retryable
+            && reason.is_none()
+            && self.state.cancel_request.is_none()
+            && self.registration.disposition == RecoveryDisposition::Rerunnable
+            && self.state.retries + 1 < self.registration.retry.attempts;
+        if may_retry {
+            let wait = self
+                .registration
+                .retry
+                .backoff
+                .wait_ms(self.state.retries + 1, self.shared.random());
+            return Ending::Retry {
+                error: ProcessError {
+                    class: failure.class,
+                    code: code.to_owned(),
+                    message: message.to_owned(),
+                },
+                retry_at_ms: self.shared.now_ms().saturating_add(wait),
+            };
+        }
+        let raw =
+            failure.raw.and_then(
+                |raw| match json::bounded_bytes("raw", &raw, PAYLOAD_BYTES_MAX) {
+                    Ok(_) => Some(raw),
+                    Err(_) => {
+                        json::dismantle(raw);
+                        None
+                    }
+                },
+            );
+        Ending::Outcome(failure_output(failure.class, code, message, raw))
+    }
+
+    /// It stopped because it was told to, or was made to.
+    pub(super) fn stopped(
+        &self,
+        reason: Option<CancelReason>,
+        forced: bool,
+        raw: Option<serde_json::Value>,
+    ) -> Ending {
+        let how = if forced {
+            format!(
+                " (forced: it had not stopped {} after it was told to)",
+                humantime::format_duration(self.shared.config.cancel_grace)
+            )
+        } else {
+            String::new()
+        };
+        match reason {
+            Some(CancelReason::LeaseLost) | None => Ending::Lost,
+            Some(CancelReason::TimedOut) => Ending::Outcome(failure_output(
+                FailureClass::Timeout,
+                "timeout",
+                &format!("{}{how}", CancelReason::TimedOut),
+                raw,
+            )),
+            Some(reason @ CancelReason::Requested { .. }) => {
+                Ending::Outcome(ProcessAwaitOutput::Cancelled {
+                    message: clip(&format!("{reason}{how}"), MESSAGE_BYTES_MAX).to_owned(),
+                    raw,
+                })
+            }
+            Some(CancelReason::Shutdown) => match self.registration.disposition {
+                RecoveryDisposition::Rerunnable => Ending::Release,
+                RecoveryDisposition::OwnerBound | RecoveryDisposition::ExternallyOwned => {
+                    Ending::Outcome(ProcessAwaitOutput::Abandoned {
+                        evidence: AbandonEvidence {
+                            writer: AbandonWriter::OwnerDrain,
+                            owner: self
+                                .execution
+                                .as_ref()
+                                .map(|execution| execution.owner.owner.clone()),
+                            proof: AbandonProof::Drain,
+                            requested_by: None,
+                            survivors: Vec::new(),
+                            epoch_ms: self.shared.now_ms(),
+                        },
+                    })
+                }
+            },
+        }
+    }
+
+    /// The end of an execution is durable.
+    pub(super) fn settled(&mut self, token: FencingToken) {
+        info!(process = %self.registration.id, fencing_token = token.get(),
+            outcome = ?self.durable.terminal(), "attempt ended");
+        self.drop_execution(token);
+        if let Some(pause) = &self.durable.retry_pause {
+            self.shared.enqueue(&self.registration, pause.retry_at_ms);
+        }
+    }
+
+    pub(super) fn released(&mut self) {
+        if let Some(token) = self.execution.as_ref().map(|execution| execution.token) {
+            self.drop_execution(token);
+        }
+    }
+
+    pub(super) fn drop_execution(&mut self, token: FencingToken) {
+        if self
+            .execution
+            .as_ref()
+            .is_some_and(|execution| execution.token == token)
+        {
+            self.execution = None;
+        }
+    }
+}
+
+/// How an execution ends.
+pub(super) enum Ending {
+    /// Whatever it did, its lease is not ours any more.
+    Lost,
+    /// Without an outcome: it is to be run again.
+    Release,
+    /// With this outcome.
+    Outcome(ProcessAwaitOutput),
+    /// With another attempt to follow.
+    Retry {
+        error: ProcessError,
+        retry_at_ms: u64,
+    },
+}
+
+fn failure_output(
+    class: FailureClass,
+    code: &str,
+    message: &str,
+    raw: Option<serde_json::Value>,
+) -> ProcessAwaitOutput {
+    ProcessAwaitOutput::Failure {
+        class,
+        code: if code.is_empty() { "unspecified" } else { code }
+            .chars()
+            .filter(|c| !c.is_control())
+            .collect(),
+        message: clip(message, MESSAGE_BYTES_MAX).to_owned(),
+        raw,
+    }
+}

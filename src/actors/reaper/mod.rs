@@ -1,0 +1,196 @@
+//! The reaper: recovery, and what is to be cleaned up.
+//!
+//! It walks the processes that have not ended in bounded pages, each on a view of its own, and does
+//! what the pure rules of `model::recovery` say. What it ends it ends by a commit that carries its
+//! own conditions, so that it need not know what actors are doing meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+mod report;
+mod settle;
+mod sweep;
+
+pub use report::{RecoveryReport, RecoveryStep};
+
+use sweep::Sweep;
+
+use super::config::{PASSIVATE_AFTER, RETAIN_EVERY};
+use super::runtime::Shared;
+use crate::model::{Error, Result};
+
+/// What the reaper is told.
+#[derive(Debug)]
+pub(crate) enum ReaperMsg {
+    /// It is time for a sweep.
+    Tick,
+    /// Something may have to be recovered.
+    SweepSoon,
+    /// Enough time has passed since that was said.
+    SweepDelayed,
+    /// Sweep now, and say what was done.
+    SweepNow {
+        report: oneshot::Sender<Result<RecoveryReport>>,
+    },
+    /// A sweep is over.
+    Swept,
+    /// Actors with nothing to do may go.
+    Passivate,
+    /// What is kept longer than it should be may go.
+    Retain,
+    /// That is done.
+    Retained,
+}
+
+pub(crate) struct Reaper;
+
+pub(crate) struct ReaperState {
+    shared: Arc<Shared>,
+    sweeping: bool,
+    retaining: bool,
+    /// Asked for while a sweep was going on, or too soon after one.
+    again: bool,
+    /// A timer for that is set.
+    delayed: bool,
+    waiting: Vec<oneshot::Sender<Result<RecoveryReport>>>,
+}
+
+impl Actor for Reaper {
+    type Msg = ReaperMsg;
+    type State = ReaperState;
+    type Arguments = Arc<Shared>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<ReaperMsg>,
+        shared: Arc<Shared>,
+    ) -> Result<ReaperState, ActorProcessingErr> {
+        myself.send_interval(shared.config.sweep_every, || ReaperMsg::Tick);
+        myself.send_interval(RETAIN_EVERY, || ReaperMsg::Retain);
+        myself.send_interval(PASSIVATE_AFTER / 2, || ReaperMsg::Passivate);
+        Ok(ReaperState {
+            shared,
+            sweeping: false,
+            retaining: false,
+            again: false,
+            delayed: false,
+            waiting: Vec::new(),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<ReaperMsg>,
+        message: ReaperMsg,
+        state: &mut ReaperState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ReaperMsg::Tick => state.sweep(&myself),
+            ReaperMsg::SweepSoon => state.sweep_soon(&myself),
+            ReaperMsg::SweepDelayed => {
+                state.delayed = false;
+                state.sweep(&myself);
+            }
+            ReaperMsg::SweepNow { report } => {
+                state.waiting.push(report);
+                state.sweep(&myself);
+            }
+            ReaperMsg::Swept => {
+                state.sweeping = false;
+                if !state.waiting.is_empty() {
+                    state.sweep(&myself);
+                } else if std::mem::take(&mut state.again) {
+                    state.sweep_soon(&myself);
+                }
+            }
+            ReaperMsg::Retain => state.retain(&myself),
+            ReaperMsg::Retained => state.retaining = false,
+            ReaperMsg::Passivate => state.shared.passivate_idle(PASSIVATE_AFTER),
+        }
+        Ok(())
+    }
+}
+
+/// Time over which requests for a sweep are gathered: a process that cannot be claimed must not
+/// keep the reaper, and the disk, busy.
+const GATHER: Duration = Duration::from_millis(50);
+
+impl ReaperState {
+    fn retain(&mut self, myself: &ActorRef<ReaperMsg>) {
+        if self.retaining || !self.shared.config.recover || self.shared.is_shutting_down() {
+            return;
+        }
+        self.retaining = true;
+        let shared = Arc::clone(&self.shared);
+        let myself = myself.clone();
+        tokio::spawn(async move {
+            if let Err(error) = shared.retain().await {
+                warn!(%error, "retention failed");
+            }
+            let _ = myself.cast(ReaperMsg::Retained);
+        });
+    }
+
+    fn sweep_soon(&mut self, myself: &ActorRef<ReaperMsg>) {
+        if !std::mem::replace(&mut self.delayed, true) {
+            myself.send_after(GATHER, || ReaperMsg::SweepDelayed);
+        }
+    }
+
+    fn sweep(&mut self, myself: &ActorRef<ReaperMsg>) {
+        if !self.shared.config.recover || self.shared.is_shutting_down() {
+            for waiting in self.waiting.drain(..) {
+                let _ = waiting.send(Err(Error::ShuttingDown));
+            }
+            return;
+        }
+        if self.sweeping {
+            self.again = true;
+            return;
+        }
+        self.sweeping = true;
+        let shared = Arc::clone(&self.shared);
+        let waiting = std::mem::take(&mut self.waiting);
+        let myself = myself.clone();
+        tokio::spawn(async move {
+            let report = Sweep::new(&shared).run().await;
+            match &report {
+                Ok(report) if report.examined > report.left => {
+                    info!(
+                        examined = report.examined,
+                        queued = report.queued,
+                        abandoned = report.abandoned,
+                        cancelled = report.cancelled,
+                        failed = report.failed,
+                        "recovery sweep"
+                    );
+                }
+                Ok(_) => {}
+                Err(error) => warn!(%error, "recovery sweep failed"),
+            }
+            for waiting in waiting {
+                let _ = waiting.send(report.clone());
+            }
+            let _ = myself.cast(ReaperMsg::Swept);
+        });
+    }
+}
+
+impl Shared {
+    /// Sweeps now and says what was done.
+    pub(crate) async fn recover_now(&self) -> Result<RecoveryReport> {
+        let (report, wait) = oneshot::channel();
+        self.actors()?
+            .reaper
+            .cast(ReaperMsg::SweepNow { report })
+            .map_err(|_| Error::ShuttingDown)?;
+        wait.await.unwrap_or(Err(Error::ShuttingDown))
+    }
+}
+
+/// The shortest interval of sweeps.
+pub(crate) const SWEEP_EVERY_MIN: Duration = Duration::from_millis(50);

@@ -1,0 +1,99 @@
+//! The host's calls about sessions, wakes and changes.
+
+use super::Processes;
+use crate::model::{
+    ChangeCursor, ChangePage, ProcessPruneReport, ProcessWake, PruneSelector, Result,
+    SessionDeleteReport, SessionScope,
+};
+
+impl Processes {
+    /// Deletes a session: drops its grants, of all its frames, its pending wakes and its wake
+    /// targets. Never cancels a process; says which running ones are left with no grant, and which
+    /// are still granted elsewhere. Durable when it returns; after a crash in the middle, call it
+    /// again.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub async fn delete_session(&self, session_id: &str) -> Result<SessionDeleteReport> {
+        self.shared.delete_session(session_id).await
+    }
+
+    /// Pending wakes of exactly this scope, oldest first, at most 1,000.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub async fn wakes(&self, scope: &SessionScope) -> Result<Vec<ProcessWake>> {
+        self.shared.wakes(scope)
+    }
+
+    /// Waits until a scope has pending wakes, and returns them.
+    ///
+    /// # Cancel safety
+    /// Safe to drop: wakes stay until they are acknowledged.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub async fn next_wakes(&self, scope: &SessionScope) -> Result<Vec<ProcessWake>> {
+        let mut news = self.shared.hub.listen_scope(scope);
+        loop {
+            let pending = self.shared.wakes(scope)?;
+            if !pending.is_empty() {
+                return Ok(pending);
+            }
+            if !news.changed().await {
+                return Err(crate::model::Error::ShuttingDown);
+            }
+        }
+    }
+
+    /// Acknowledges a wake: it is not delivered again. One that is gone already is no error.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub async fn ack_wake(&self, scope: &SessionScope, wake_id: u64) -> Result<()> {
+        self.shared.ack_wake(scope, wake_id).await
+    }
+
+    /// Sends the wakes of a process to another scope from now on, or to nobody. What was pending
+    /// for the old target is discarded; says how many those were.
+    ///
+    /// # Errors
+    /// `UnknownProcess`, `NoLongerRetained`, `InvalidInput`.
+    pub async fn retarget_wakes(
+        &self,
+        process_id: &str,
+        scope: Option<&SessionScope>,
+    ) -> Result<u64> {
+        self.shared.retarget_wakes(process_id, scope).await
+    }
+
+    /// Changes after a cursor, in the order of their commits: the last one of each process, and
+    /// every deletion. Nothing is missed, whoever writes.
+    ///
+    /// # Errors
+    /// `CursorTooOld` where deletions after the cursor are no longer known; `InvalidInput` for a
+    /// cursor of another store, one from the future, or a limit outside 1 to 1,000.
+    pub async fn changes_since(&self, cursor: &ChangeCursor, limit: usize) -> Result<ChangePage> {
+        self.shared.changes_since(cursor, limit).await
+    }
+
+    /// The same, and where there is nothing new, waits until there is.
+    ///
+    /// # Cancel safety
+    /// Safe to drop.
+    ///
+    /// # Errors
+    /// As [`Processes::changes_since`].
+    pub async fn next_changes(&self, cursor: &ChangeCursor, limit: usize) -> Result<ChangePage> {
+        self.shared.changes_after(cursor, limit).await
+    }
+
+    /// Deletes what has ended, as [`Processes::prune`], but only what a filter admits, and nothing
+    /// that changed past a cursor of the change feed: history nobody has projected yet is kept.
+    ///
+    /// # Errors
+    /// `InvalidInput`, `CursorTooOld`.
+    pub async fn prune_where(&self, selector: &PruneSelector) -> Result<ProcessPruneReport> {
+        self.shared.prune_where(selector).await
+    }
+}
