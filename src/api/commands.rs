@@ -40,7 +40,8 @@ pub(crate) async fn start_as(
         return Err(error);
     }
     let id = request.id.clone();
-    let said = request.clone();
+    // Only for a controller that looks at it: payloads may be large.
+    let said = (!controller.is_inline()).then(|| request.clone());
     let outcome = controller
         .run(
             || EffectKey::Start { process_id: id },
