@@ -191,7 +191,7 @@ impl Tail {
 
     fn after(&self, sequence: u64, limit: usize) -> Option<Vec<Arc<ProcessEvent>>> {
         let first = self.events.front()?.0.sequence;
-        let skip = usize::try_from((sequence + 1).checked_sub(first)?).ok()?;
+        let skip = usize::try_from(sequence.checked_add(1)?.checked_sub(first)?).ok()?;
         if skip >= self.events.len() {
             return None;
         }

@@ -118,7 +118,13 @@ impl SessionProcessAdmin {
             session: self.scopes.clone(),
             ..StartAs::default()
         };
-        start_as(&self.shared, request, session, &scoped_effect_controller).await
+        let record = start_as(&self.shared, request, session, &scoped_effect_controller).await?;
+        // A controller may answer with what it recorded: that rests on a grant too.
+        let (row, _) = self.held(&record.id)?;
+        if row.incarnation != record.incarnation {
+            return Err(Error::unknown(&record.id));
+        }
+        Ok(record)
     }
 
     fn check_own(&self, request: &ProcessStartRequest) -> Result<()> {

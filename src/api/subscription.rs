@@ -159,7 +159,11 @@ impl Stream for Subscription {
                         this.state = State::Idle(Box::new(source));
                     }
                     Poll::Ready((_, Ok(Batch::End))) => {}
-                    Poll::Ready((_, Err(error))) => return this.end_with(error),
+                    Poll::Ready((_, Err(error))) => {
+                        // To a session a pruned process is one that it no longer holds.
+                        let hidden = this.visible.as_ref().and_then(|v| v.check().err());
+                        return this.end_with(hidden.unwrap_or(error));
+                    }
                 },
             }
         }
