@@ -180,10 +180,6 @@ impl Process {
     }
 
     /// Sends a set, decided on everything that is in flight.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a part of the flight it becomes"
-    )]
     pub(super) fn submit(
         &mut self,
         work: Work,
