@@ -494,7 +494,8 @@ async fn what_backs_off_says_so_and_can_be_cancelled_between_attempts() {
         assert_eq!(found.queued_reason, None);
         assert!(found.retry_at_ms.unwrap() >= found.created_at_ms + 600_000);
         assert_eq!(found.lease, None);
-        assert_eq!(found.error.unwrap().code, "down");
+        let record = processes.record("p").await.unwrap().unwrap();
+        assert_eq!(record.retry_pause.unwrap().error.code, "down");
         let summary = processes.cancel("p", inline()).await.unwrap();
         assert_eq!(summary.status.terminal(), Some(TerminalState::Cancelled));
         close_clean(&supervisor).await;
