@@ -75,6 +75,8 @@ impl Shared {
                     Some(QueuedReason::UnregisteredEngine { kind: kind.clone() })
                 }
                 _ if !self.config.recover => Some(QueuedReason::RecoveryOff),
+                // Its time has not come yet, whatever slots are free.
+                _ if process.facets.backing_off => None,
                 _ => Some(QueuedReason::Slot),
             };
         }
