@@ -124,20 +124,21 @@ impl Hub {
     /// Listens to a log. What is durable before this call is in the store, what becomes durable
     /// after it is told here: registering first and reading then loses nothing (W2, E6).
     pub(crate) fn listen(self: &Arc<Self>, incarnation: Incarnation) -> LogListener {
-        let channel = self
-            .logs
-            .entry(incarnation)
-            .or_insert_with(|| {
-                Arc::new(LogChannel {
-                    progress: watch::Sender::new(Progress::default()),
-                    tail: Mutex::default(),
-                })
+        let entry = self.logs.entry(incarnation).or_insert_with(|| {
+            Arc::new(LogChannel {
+                progress: watch::Sender::new(Progress::default()),
+                tail: Mutex::default(),
             })
-            .clone();
+        });
+        // Subscribed while the entry is held: the last listener that goes meanwhile would otherwise
+        // find nobody, and take the channel away from under this one.
+        let progress = entry.progress.subscribe();
+        let channel = Arc::clone(&entry);
+        drop(entry);
         LogListener {
             hub: Arc::clone(self),
             incarnation,
-            progress: Some(channel.progress.subscribe()),
+            progress: Some(progress),
             channel,
         }
     }
@@ -331,6 +332,33 @@ mod tests {
             None,
             "a gap is never bridged"
         );
+    }
+
+    #[test]
+    fn w2_a_listener_is_not_lost_to_one_that_leaves() {
+        let hub = Arc::new(Hub::default());
+        let leaving = Arc::clone(&hub);
+        let others = std::thread::spawn(move || {
+            for _ in 0..200_000 {
+                drop(leaving.listen(Incarnation(1)));
+            }
+        });
+        let mut lost = 0;
+        while !others.is_finished() {
+            let mut listener = hub.listen(Incarnation(1));
+            hub.nudge(Incarnation(1));
+            lost += u32::from(listener.seen().nudges == 0);
+        }
+        others.join().unwrap();
+        assert_eq!(lost, 0, "listeners that heard nothing");
+    }
+
+    #[test]
+    fn a_cursor_at_the_end_of_all_numbers_is_no_overflow() {
+        let hub = Arc::new(Hub::default());
+        let listener = hub.listen(Incarnation(1));
+        hub.publish(Incarnation(1), &[event(1)], false);
+        assert_eq!(sequences(listener.tail_after(u64::MAX, 9)), None);
     }
 
     #[test]

@@ -322,6 +322,9 @@ impl Shared {
             if let Some(output) = self.outcome(id, row)? {
                 return Ok(output);
             }
+            if self.is_closed() {
+                return Err(Error::ShuttingDown);
+            }
             loop {
                 if !listener.changed().await {
                     return Err(Error::ShuttingDown);

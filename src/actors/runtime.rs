@@ -99,6 +99,7 @@ pub(crate) struct Shared {
     commands: Arc<Semaphore>,
     command_kib: Arc<Semaphore>,
     shutting_down: AtomicBool,
+    closed: AtomicBool,
 }
 
 impl std::fmt::Debug for Shared {
@@ -129,6 +130,7 @@ impl Shared {
             claims: DashMap::new(),
             actors: OnceLock::new(),
             shutting_down: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -466,6 +468,29 @@ impl Shared {
             _command: command,
             _bytes: bytes,
         })
+    }
+
+    /// Stops working without a word to the store: what is executed stops, every later call answers
+    /// `ShuttingDown`, and the next open recovers. For when there is no going on.
+    pub(super) fn fail_stop(&self) {
+        self.begin_shutdown();
+        if let Some(owner) = self.owner() {
+            self.clear_owner();
+            self.lease_lost(owner.number);
+        }
+        self.end_admission();
+        self.abandon_waits();
+    }
+
+    /// Ends every wait for something that this runtime will never see.
+    pub(super) fn abandon_waits(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.hub.nudge_all();
+    }
+
+    /// Whether nothing will change here any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Waits until no command is in flight.

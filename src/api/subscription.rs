@@ -217,6 +217,7 @@ impl Source {
             {
                 Ok(Some(Batch::End))
             }
+            Some(_) if self.shared.is_closed() => Err(Error::ShuttingDown),
             Some(_) => Ok(None),
             None => Err(match view.tombstone(self.row.incarnation)? {
                 Some((_, tombstone)) => Error::NoLongerRetained {
