@@ -8,7 +8,7 @@ pub(crate) mod config;
 mod dispatcher;
 mod errors;
 pub(crate) mod hub;
-mod keeper;
+pub(crate) mod keeper;
 mod open;
 pub(crate) mod process;
 mod prune;
