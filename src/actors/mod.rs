@@ -18,6 +18,8 @@ mod registry;
 mod root;
 pub(crate) mod runtime;
 pub(crate) mod start;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use open::Runtime;
 pub use open::ShutdownReport;
