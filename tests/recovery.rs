@@ -297,10 +297,8 @@ async fn what_loses_its_owner_too_often_fails_and_says_so() {
             let processes = supervisor.processes();
             let request = rerunnable("p", "work").with_retry(policy);
             processes.start(request, inline()).await.unwrap();
-            until(&processes, "p", |p| {
-                p.attempt == attempt && p.lease.is_some()
-            })
-            .await;
+            // Not only durable, but really run.
+            until(&processes, "p", |_| runs.of("p").last() == Some(&attempt)).await;
             crash(supervisor, processes);
         }
         let supervisor = place.reopen(with).await;

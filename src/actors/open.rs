@@ -20,6 +20,7 @@ use super::root::Root;
 use super::runtime::{Actors, EngineEntry, Shared};
 use crate::engines::{CancelReason, ProcessEngine};
 use crate::model::{Error, Result};
+use crate::store::clock::Clock;
 use crate::store::process_store::ProcessStore;
 
 /// What became of the work that was running when the runtime shut down.
@@ -62,6 +63,7 @@ impl Runtime {
     pub(crate) async fn open(
         config: RuntimeConfig,
         store: ProcessStore,
+        lease_clock: Arc<dyn Clock>,
         engines: Vec<Arc<dyn ProcessEngine>>,
     ) -> Result<Self> {
         let engines: HashMap<String, EngineEntry> = engines
@@ -75,7 +77,7 @@ impl Runtime {
             })
             .collect();
         let recover = config.recover;
-        let shared = Arc::new(Shared::new(config, store, engines));
+        let shared = Arc::new(Shared::new(config, store, lease_clock, engines));
         let (root, _) = Root::spawn(None, Root, Arc::clone(&shared))
             .await
             .map_err(|error| spawn_failed(&error))?;
@@ -106,8 +108,13 @@ impl Runtime {
             .map_err(failed)?;
         if recover {
             let lease = shared.config.lease;
-            let owner =
-                keeper::begin_incarnation(&shared.store, &shared.config.owner_id, lease).await?;
+            let owner = keeper::begin_incarnation(
+                &shared.store,
+                &*shared.lease_clock,
+                &shared.config.owner_id,
+                lease,
+            )
+            .await?;
             shared.set_owner(owner);
             Keeper::spawn_linked(None, Keeper, args(), root.clone())
                 .await

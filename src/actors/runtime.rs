@@ -21,6 +21,7 @@ use crate::model::record::Registration;
 use crate::model::{
     Error, FencingToken, Incarnation, OwnerNumber, ProcessEventType, Result, SessionScope,
 };
+use crate::store::clock::Clock;
 use crate::store::keys::Row;
 use crate::store::process_store::ProcessStore;
 use crate::store::read::IdEntry;
@@ -87,6 +88,8 @@ pub(crate) struct ChildOf {
 pub(crate) struct Shared {
     pub(crate) config: RuntimeConfig,
     pub(crate) store: ProcessStore,
+    /// The clock by which the store judges leases.
+    pub(crate) lease_clock: Arc<dyn Clock>,
     pub(crate) hub: Arc<Hub>,
     engines: HashMap<String, EngineEntry>,
     owner: RwLock<Option<Arc<OwnerHandle>>>,
@@ -115,6 +118,7 @@ impl Shared {
     pub(super) fn new(
         config: RuntimeConfig,
         store: ProcessStore,
+        lease_clock: Arc<dyn Clock>,
         engines: HashMap<String, EngineEntry>,
     ) -> Self {
         Self {
@@ -122,6 +126,7 @@ impl Shared {
             command_kib: Arc::new(Semaphore::new(COMMAND_KIB_MAX)),
             config,
             store,
+            lease_clock,
             hub: Arc::new(Hub::default()),
             engines,
             owner: RwLock::new(None),
