@@ -156,7 +156,7 @@ impl Shared {
             match wait.await {
                 Ok(receipt) => {
                     report.add(receipt.pruned);
-                    self.hub.nudge(row.incarnation);
+                    self.written_by_others(id, row.incarnation);
                 }
                 // Another prune was faster.
                 Err(CommitError::Refused(Refusal::Gone)) => {}

@@ -425,6 +425,17 @@ impl Shared {
         });
     }
 
+    /// Has the actor of an incarnation, if it has one, look at what somebody else wrote.
+    pub(super) fn written_by_others(&self, id: &str, incarnation: Incarnation) {
+        self.hub.nudge(incarnation);
+        if let Some(slot) = self.active.get(id)
+            && let Some((actor, known)) = slot.cell.get()
+            && *known == incarnation
+        {
+            let _ = actor.cast(ProcessMsg::Look);
+        }
+    }
+
     /// Takes an actor that failed off the map; its process, if it was one.
     pub(super) fn forget_failed(&self, cell: &ActorCell) -> Option<(Arc<str>, Incarnation)> {
         let found = self.active.iter().find_map(|slot| {

@@ -222,6 +222,8 @@ pub(crate) enum ProcessMsg {
     Watch {
         settled: oneshot::Sender<ShutdownOutcome>,
     },
+    /// Somebody else wrote to the process, or took it out: look at the store.
+    Look,
     /// Go if there is nothing to do.
     Passivate,
     /// Panic, for tests of what happens then.

@@ -168,6 +168,9 @@ impl Process {
                 }
                 self.watchers.push(settled);
             }
+            // What is in flight comes back refused, and looks by itself.
+            ProcessMsg::Look if !self.flights.is_empty() => {}
+            ProcessMsg::Look => self.adopt_store(),
             ProcessMsg::Passivate => {
                 self.tell_watchers();
                 return !self.passivate();
