@@ -20,6 +20,7 @@ mod root;
 pub(crate) mod runtime;
 mod sessions;
 pub(crate) mod start;
+pub(crate) mod work;
 
 pub(crate) use open::Runtime;
 pub use open::ShutdownReport;

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::reads::blocking;
 use super::runtime::Shared;
 use crate::model::retention::may_prune;
 use crate::model::{Error, Incarnation, ProcessPruneReport, PruneSelector, Result};
+use crate::store::error::StoreError;
 use crate::store::keys::Row;
 use crate::store::read::FeedEntry;
 use crate::store::write_set::{Change, CommitError, Refusal, WriteSet};
@@ -149,15 +152,25 @@ impl Shared {
                     at_ms: self.now_ms(),
                 }],
             );
-            waits.push((id, row, self.store.commit_wait(set)));
+            let (answer, wait) = oneshot::channel();
+            let (hub, incarnation) = (Arc::clone(&self.hub), row.incarnation);
+            self.store.commit(
+                set,
+                // Told here, because the caller may be gone when it commits.
+                Box::new(move |result| {
+                    hub.nudge(incarnation);
+                    let _ = answer.send(result);
+                }),
+            );
+            waits.push((id, wait));
         }
         let mut report = ProcessPruneReport::default();
-        for (id, row, wait) in waits {
-            match wait.await {
-                Ok(receipt) => {
-                    report.add(receipt.pruned);
-                    self.hub.nudge(row.incarnation);
-                }
+        for (id, wait) in waits {
+            let result = wait
+                .await
+                .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)));
+            match result {
+                Ok(receipt) => report.add(receipt.pruned),
                 // Another prune was faster.
                 Err(CommitError::Refused(Refusal::Gone)) => {}
                 Err(error) => return Err(super::errors::commit_error(id, error)),
