@@ -67,6 +67,36 @@ impl Drop for SlotPermit {
     }
 }
 
+/// A process's turn to begin. Dropped on the way to its actor, it goes back into the queue: an actor
+/// may leave with it in its mailbox.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    permit: Option<SlotPermit>,
+    pub(crate) entry: QueueEntry,
+    shared: Arc<Shared>,
+}
+
+impl Turn {
+    /// The slot, for whoever takes care of the process from here on.
+    pub(crate) fn take(mut self) -> Option<SlotPermit> {
+        self.permit.take()
+    }
+
+    /// Nothing is to begin.
+    pub(crate) fn decline(mut self) {
+        self.permit = None;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            drop(permit);
+            self.shared.enqueue_entry(self.entry.clone());
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Kind {
     queue: BinaryHeap<Ranked>,
@@ -258,12 +288,23 @@ impl DispatcherState {
             return;
         };
         let Reverse((created_at_ms, incarnation)) = ranked.row;
-        self.known.remove(&Row {
+        let row = Row {
             created_at_ms,
             incarnation: crate::model::Incarnation(incarnation),
-        });
-        let permit = self.permit(myself, name);
+        };
+        self.known.remove(&row);
+        let turn = Turn {
+            permit: Some(self.permit(myself, name)),
+            entry: QueueEntry {
+                id: ranked.id,
+                row,
+                kind: Arc::clone(name),
+                priority: ranked.priority,
+                not_before_ms: 0,
+            },
+            shared: Arc::clone(&self.shared),
+        };
         let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move { shared.begin(&ranked.id, permit).await });
+        tokio::spawn(async move { shared.begin(turn).await });
     }
 }

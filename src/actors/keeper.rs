@@ -43,7 +43,7 @@ impl OwnerHandle {
 
     /// Whether it may still begin and go on, judged by the monotonic clock.
     pub(crate) fn is_trusted(&self, monotonic: Duration) -> bool {
-        !self.lost.load(Ordering::Acquire)
+        !self.lost.load(Ordering::SeqCst)
             && millis(monotonic) < self.trusted_until_ms.load(Ordering::Acquire)
     }
 
@@ -52,14 +52,20 @@ impl OwnerHandle {
             .fetch_max(millis(sent_at + for_how_long), Ordering::AcqRel);
     }
 
-    /// Counts a task of an execution.
+    /// Counts a task of an execution. Whoever begins one counts it before it looks whether the
+    /// incarnation is lost; the keeper looks at the count after it has said so. One of the two sees
+    /// the other: nothing begins in the name of an incarnation that was declared gone.
     pub(crate) fn task_began(&self) {
-        self.tasks.fetch_add(1, Ordering::AcqRel);
+        self.tasks.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The counterpart of [`OwnerHandle::task_began`].
     pub(crate) fn task_ended(&self) {
-        self.tasks.fetch_sub(1, Ordering::AcqRel);
+        self.tasks.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn has_tasks(&self) -> bool {
+        self.tasks.load(Ordering::SeqCst) > 0
     }
 }
 
@@ -252,7 +258,7 @@ impl KeeperState {
 
     /// Stops everything that this incarnation executes, and begins another.
     fn lapse(&mut self, myself: &ActorRef<KeeperMsg>, handle: &Arc<OwnerHandle>) {
-        if handle.lost.swap(true, Ordering::AcqRel) {
+        if handle.lost.swap(true, Ordering::SeqCst) {
             return;
         }
         warn!(owner = %handle.owner.owner_id, incarnation = %handle.owner.incarnation_id,
@@ -284,7 +290,7 @@ impl KeeperState {
         let (ended, going): (Vec<_>, Vec<_>) = self
             .retiring
             .drain(..)
-            .partition(|handle| handle.tasks.load(Ordering::Acquire) == 0);
+            .partition(|handle| !handle.has_tasks());
         self.retiring = going;
         for handle in ended {
             let shared = Arc::clone(&self.shared);
@@ -307,6 +313,11 @@ impl KeeperState {
 
 /// Gives an owner up at a graceful shutdown: nothing of it runs any more.
 pub(super) async fn retire_at_shutdown(store: &ProcessStore, handle: &OwnerHandle) -> Result<()> {
+    handle.lost.store(true, Ordering::SeqCst);
+    if handle.has_tasks() {
+        // Code that never yields still runs: saying that it is gone would be no proof.
+        return Ok(());
+    }
     let set = WriteSet::new(
         Vec::new(),
         vec![Change::PutOwner {

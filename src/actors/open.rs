@@ -137,6 +137,7 @@ impl Runtime {
         {
             warn!("commands were still in flight at the end of the shutdown");
         }
+        self.shared.end_admission();
         self.root
             .get_cell()
             .stop_children_and_wait(None, Some(ABORT_MAX))
@@ -222,10 +223,23 @@ impl Runtime {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
+        if self.closed.get_mut().is_some() {
+            return;
+        }
         // Without a shutdown nothing more is written in its name: what it executed is recovered
         // by the next open, as after a crash.
-        if self.shared.begin_shutdown() {
-            self.root.get_cell().kill();
-        }
+        self.shared.begin_shutdown();
+        self.shared.end_admission();
+        self.root.get_cell().kill();
+        let shared = Arc::clone(&self.shared);
+        // Handles that hosts still hold must not keep the store from the next open; letting go of
+        // it blocks, and there may be no async runtime left to do that on.
+        std::thread::spawn(move || {
+            if let Err(error) = shared.store.close() {
+                warn!(%error, "store was not closed in order");
+            }
+            // Whoever still waits finds the store closed.
+            shared.hub.nudge_all();
+        });
     }
 }

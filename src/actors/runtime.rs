@@ -10,7 +10,7 @@ use ractor::{Actor, ActorCell, ActorRef};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::config::{COMMAND_KIB_MAX, RETRIES_MAX, RuntimeConfig};
-use super::dispatcher::{DispatchMsg, QueueEntry, SlotPermit};
+use super::dispatcher::{DispatchMsg, QueueEntry, Turn};
 use super::hub::Hub;
 use super::keeper::OwnerHandle;
 use super::process::{Activation, Answer, CommandCall, HostCommand, ProcessActor, ProcessMsg};
@@ -55,6 +55,24 @@ pub(crate) struct Admission {
     _bytes: Option<OwnedSemaphorePermit>,
 }
 
+/// Says that a lease is being claimed here, or is in use.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    shared: Arc<Shared>,
+    incarnation: Incarnation,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if let Some(mut count) = self.shared.claims.get_mut(&self.incarnation) {
+            *count = count.saturating_sub(1);
+        }
+        self.shared
+            .claims
+            .remove_if(&self.incarnation, |_, count| *count == 0);
+    }
+}
+
 /// A child that an engine starts.
 #[derive(Debug)]
 pub(crate) struct ChildOf {
@@ -75,6 +93,8 @@ pub(crate) struct Shared {
     active: DashMap<Arc<str>, Arc<ActorSlot>>,
     /// Incarnations whose engine task has not ended.
     tasks: DashMap<Incarnation, ()>,
+    /// Incarnations whose lease is being claimed or is in use here, and how often.
+    claims: DashMap<Incarnation, usize>,
     actors: OnceLock<Actors>,
     commands: Arc<Semaphore>,
     command_kib: Arc<Semaphore>,
@@ -106,6 +126,7 @@ impl Shared {
             owner: RwLock::new(None),
             active: DashMap::new(),
             tasks: DashMap::new(),
+            claims: DashMap::new(),
             actors: OnceLock::new(),
             shutting_down: AtomicBool::new(false),
         }
@@ -205,9 +226,25 @@ impl Shared {
         self.tasks.contains_key(&incarnation)
     }
 
-    /// Whether a process has an actor.
-    pub(crate) fn is_active(&self, id: &str) -> bool {
-        self.active.contains_key(id)
+    /// Says that a lease is being claimed here, or is in use, until what is returned is dropped.
+    pub(crate) fn claiming(self: &Arc<Self>, incarnation: Incarnation) -> Claimed {
+        *self.claims.entry(incarnation).or_insert(0) += 1;
+        Claimed {
+            shared: Arc::clone(self),
+            incarnation,
+        }
+    }
+
+    /// Whether a lease is being claimed here, or is in use. A lease in this runtime's name without
+    /// that is an orphan: whatever used it is gone.
+    pub(crate) fn is_claimed(&self, incarnation: Incarnation) -> bool {
+        self.claims.contains_key(&incarnation)
+    }
+
+    /// Processes that have an actor.
+    #[cfg(test)]
+    pub(crate) fn active_count(&self) -> usize {
+        self.active.len()
     }
 
     pub(crate) fn engine(&self, kind: &str) -> Option<&EngineEntry> {
@@ -274,34 +311,62 @@ impl Shared {
         }
     }
 
-    /// Gives a queued process its slot.
-    pub(crate) async fn begin(self: &Arc<Self>, id: &str, permit: SlotPermit) {
-        match self.actor(id).await {
-            Ok((actor, _)) => {
-                let _ = actor.cast(ProcessMsg::Begin { permit });
+    /// Gives a queued process its turn.
+    pub(crate) async fn begin(self: &Arc<Self>, turn: Turn) {
+        let id = Arc::clone(&turn.entry.id);
+        match self.actor(&id).await {
+            Ok((actor, incarnation)) if incarnation == turn.entry.row.incarnation => {
+                // A turn that does not arrive goes back into the queue.
+                if actor.cast(ProcessMsg::Begin { turn }).is_err() {
+                    self.leave(&id, &actor);
+                }
             }
-            Err(error) => tracing::info!(process = id, %error, "queued process is gone"),
+            Ok((actor, incarnation)) if incarnation < turn.entry.row.incarnation => {
+                // The actor of a process that was pruned since: it makes room for the new one.
+                self.leave(&id, &actor);
+                let _ = actor.cast(ProcessMsg::Passivate);
+            }
+            Ok(_) => turn.decline(),
+            Err(error) => {
+                tracing::info!(process = %id, %error, "queued process is gone");
+                turn.decline();
+            }
         }
     }
 
     /// The actor of a process, activated if it has none.
     async fn actor(self: &Arc<Self>, id: &str) -> Result<(ActorRef<ProcessMsg>, Incarnation)> {
-        let slot = match self.active.get(id) {
-            Some(slot) => Arc::clone(&slot),
-            None => Arc::clone(&self.active.entry(Arc::from(id)).or_default()),
-        };
-        slot.last_used_ms
-            .store(self.monotonic_ms(), Ordering::Relaxed);
-        // Exactly one caller activates; the others wait for it here.
-        let activated = slot.cell.get_or_try_init(|| self.activate(id)).await;
-        match activated {
-            Ok(actor) => Ok(actor.clone()),
-            Err(error) => {
-                self.active
-                    .remove_if(id, |_, known| Arc::ptr_eq(known, &slot));
-                Err(error)
+        loop {
+            let slot = match self.active.get(id) {
+                Some(slot) => Arc::clone(&slot),
+                None => Arc::clone(&self.active.entry(Arc::from(id)).or_default()),
+            };
+            slot.last_used_ms
+                .store(self.monotonic_ms(), Ordering::Relaxed);
+            // Exactly one caller activates; the others wait for it here, and try themselves if it
+            // fails.
+            let activated = slot.cell.get_or_try_init(|| self.activate(id)).await;
+            match activated {
+                Ok(actor) if self.is_on_the_map(id, &slot) => return Ok(actor.clone()),
+                Ok((actor, _)) => {
+                    // Somebody whose own try had failed took the slot off the map: an actor that is
+                    // not there would miss what all of them are told.
+                    let _ = actor.cast(ProcessMsg::Passivate);
+                }
+                Err(error) => {
+                    self.active.remove_if(id, |_, known| {
+                        Arc::ptr_eq(known, &slot) && known.cell.get().is_none()
+                    });
+                    return Err(error);
+                }
             }
         }
+    }
+
+    fn is_on_the_map(&self, id: &str, slot: &Arc<ActorSlot>) -> bool {
+        self.active
+            .get(id)
+            .is_some_and(|known| Arc::ptr_eq(&known, slot))
     }
 
     fn monotonic_ms(&self) -> u64 {
@@ -406,10 +471,15 @@ impl Shared {
     /// Waits until no command is in flight.
     pub(super) async fn commands_done(&self) {
         let all = u32::try_from(self.config.commands_max).unwrap_or(u32::MAX);
-        // The permits stay taken: nothing is admitted any more.
         if let Ok(all) = self.commands.acquire_many(all).await {
             all.forget();
         }
+    }
+
+    /// Turns away whoever still waits to be admitted.
+    pub(super) fn end_admission(&self) {
+        self.commands.close();
+        self.command_kib.close();
     }
 
     /// Records an effect's outcome.

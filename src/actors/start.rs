@@ -1,11 +1,13 @@
 //! Starting processes: idempotent by id and content, durable when it returns.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use super::errors::commit_error;
 use super::runtime::{ChildOf, Shared};
+use crate::engines::PayloadProblem;
 use crate::model::record::{ProcessState, Registration, RegistrationFacts, start_hash};
 use crate::model::{
     ContentHash, Error, ProcessInput, ProcessParent, ProcessRecord, ProcessStartRequest,
@@ -63,8 +65,8 @@ impl Shared {
             }
             match self.try_start(&request, hash, env.clone(), &start_as).await {
                 Ok(record) => return Ok(record),
-                // Somebody else was first: what they started is looked at.
-                Err(CommitError::Refused(Refusal::IdTaken(_))) => {}
+                // Somebody else was first: what they started, or pruned, is looked at.
+                Err(CommitError::Refused(Refusal::IdTaken(_) | Refusal::Pruned(_))) => {}
                 Err(error) => return Err(commit_error(&request.id, error)),
             }
         }
@@ -89,9 +91,15 @@ impl Shared {
                 }
             };
         };
-        entry
-            .engine
-            .check(payload)
+        // A host's own code: its panic refuses this start and nothing else.
+        std::panic::catch_unwind(AssertUnwindSafe(|| entry.engine.check(payload)))
+            .unwrap_or_else(|panic| {
+                let panic = super::process::panic_text(&*panic);
+                Err(PayloadProblem::new(
+                    "",
+                    format!("its check panicked: {panic}"),
+                ))
+            })
             .map_err(|problem| Error::InvalidPayload {
                 process_id: request.id.clone(),
                 event_type: "input".to_owned(),
@@ -223,7 +231,7 @@ impl Shared {
             parent: Some(ProcessParent {
                 process_id: child.parent.id.clone(),
                 incarnation: child.parent.incarnation,
-                key: child.key,
+                key: child.key.clone(),
                 detached: child.detached,
             }),
             conditions: vec![
@@ -235,7 +243,17 @@ impl Shared {
                 Condition::OwnerLive { owner: child.owner },
             ],
         };
-        self.start(request, start_as).await
+        let (parent, token) = (child.parent.id.clone(), child.token);
+        self.start(request, start_as)
+            .await
+            .map_err(|error| match error {
+                // It is the parent's lease that is gone: the child has none yet.
+                Error::Superseded { .. } => Error::Superseded {
+                    process_id: parent,
+                    token: token.get(),
+                },
+                other => other,
+            })
     }
 
     /// Asks the children of a process to cancel, those that were not detached.

@@ -37,7 +37,8 @@ pub(crate) async fn start_as(
     // Checked before anything looks at it: a value that is too deep overflows what walks it.
     let request = request.checked()?;
     let id = request.id.clone();
-    let said = request.clone();
+    // Only for a controller that looks at it: payloads may be large.
+    let said = (!controller.is_inline()).then(|| request.clone());
     let outcome = controller
         .run(
             || EffectKey::Start { process_id: id },

@@ -257,6 +257,11 @@ impl<'a> ScopedEffectController<'a> {
         &self.scope
     }
 
+    /// Whether what an effect says is of no interest.
+    pub(crate) const fn is_inline(&self) -> bool {
+        matches!(self.controller, Controller::Inline)
+    }
+
     /// Runs an effect. Its content is only put together for controllers that look at it.
     pub(crate) async fn run(
         &self,

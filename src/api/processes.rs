@@ -470,6 +470,8 @@ impl Processes {
         authority: CompletionAuthority,
     ) -> Result<()> {
         if authority == CompletionAuthority::ReconciledAbandon {
+            // It may be too deep to be dropped.
+            output.dismantle();
             return Err(Error::invalid(
                 "authority",
                 "reconciled_abandon is the reaper's alone",

@@ -133,12 +133,12 @@ impl SessionProcessAdmin {
         let record = start_as(&self.shared, request, session, &scoped_effect_controller)
             .await
             .map_err(hide(&id))?;
-        // A journal replays what was started, and knows nothing of what became of the grant.
-        match self.held(&id) {
-            Ok((row, _)) if row.incarnation == record.incarnation => Ok(record),
-            Ok(_) => Err(Error::unknown(&id)),
-            Err(error) => Err(error),
+        // A controller may answer with what it recorded: that rests on a grant too.
+        let (row, _) = self.held(&record.id)?;
+        if row.incarnation != record.incarnation {
+            return Err(Error::unknown(&record.id));
         }
+        Ok(record)
     }
 
     fn check_own(&self, request: &ProcessStartRequest) -> Result<()> {

@@ -410,7 +410,7 @@ impl Supervisor {
     /// Looks for what is to be recovered, now, and says what was done.
     ///
     /// # Errors
-    /// `ShuttingDown`, also where the store was opened without recovery; those of the store.
+    /// `InvalidInput` where the store was opened without recovery; those of the store.
     pub async fn recover(&self) -> Result<RecoveryReport> {
         self.runtime.shared.recover_now().await
     }

@@ -49,9 +49,10 @@ impl EngineFailure {
     /// The engine stopped because it was told to.
     #[must_use]
     pub fn cancelled(reason: CancelReason) -> Self {
+        let message = reason.to_string();
         Self {
-            cancelled: Some(reason.clone()),
-            ..Self::new("cancelled", reason.to_string())
+            cancelled: Some(reason),
+            ..Self::new("cancelled", message)
         }
     }
 

@@ -102,6 +102,9 @@ pub(crate) struct PendingWake {
     pub(crate) created_at_ms: u64,
 }
 
+/// An effect's content and outcome, both as canonical JSON.
+pub(crate) type RecordedEffect = (Vec<u8>, Vec<u8>);
+
 /// A way to walk processes in the order of their creation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Index {
@@ -398,7 +401,7 @@ impl View {
         &self,
         scope: &ExecutionScope,
         key: &EffectKey,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    ) -> Result<Option<RecordedEffect>, StoreError> {
         Ok(self
             .get::<StoredEffect>(&keys::effect(scope, key))?
             .map(|stored| (stored.content, stored.outcome)))

@@ -213,8 +213,6 @@ pub(crate) type CommitResult = Result<Receipt, CommitError>;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ticket(Arc<AtomicU8>);
 
-#[cfg(test)]
-const PENDING: u8 = 0;
 const ACCEPTED: u8 = 1;
 const REFUSED: u8 = 2;
 
@@ -229,11 +227,6 @@ impl Ticket {
 
     pub(crate) fn is_accepted(&self) -> bool {
         self.0.load(Ordering::Acquire) == ACCEPTED
-    }
-
-    #[cfg(test)]
-    pub(crate) fn is_pending(&self) -> bool {
-        self.0.load(Ordering::Acquire) == PENDING
     }
 }
 

@@ -162,3 +162,25 @@ fn a_run_recovers_what_an_earlier_one_left() {
     assert_eq!(place.get("p")["lifecycle"], "abandoned");
     assert_eq!(place.lines_of("count"), 1);
 }
+
+#[test]
+fn recovery_ends_what_a_killed_command_had_started() {
+    let place = Place::new();
+    let script = "sleep 600 & echo $$; wait";
+    let mut run = place.spawn(&["run", "--id", "p", "--", "sh", "-c", script]);
+    let group: u32 = run.line().parse().expect("a process group");
+    run.kill();
+    // The kernel ends the command itself; what it had started lives on.
+    until("the command is gone with it", || {
+        let left = group_members(group);
+        left.len() == 1 && left != [group]
+    });
+    let survivor = group_members(group)[0];
+    place.json(&["recover", "--json"]);
+    assert_eq!(group_members(group), [0; 0]);
+    let events = place.events("p");
+    let evidence = &events.last().expect("events")["payload"]["evidence"];
+    assert_eq!(evidence["writer"], "sweep", "{evidence}");
+    let expected = json!([{ "pid": survivor, "ended": true }]);
+    assert_eq!(evidence["survivors"], expected, "{evidence}");
+}

@@ -10,26 +10,30 @@ use super::flight::{Purpose, Work};
 use super::messages::ProcessMsg;
 use super::state::Process;
 use super::waits::{History, Waits};
-use crate::actors::dispatcher::SlotPermit;
+use crate::actors::dispatcher::{SlotPermit, Turn};
 use crate::actors::keeper::OwnerHandle;
+use crate::actors::runtime::Claimed;
 use crate::engines::CancelReason;
 use crate::model::decide::Command;
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, deadline_ms, recover};
-use crate::model::{Error, FencingToken, ProcessEvent, ProcessInput, ProcessRecord, Result};
+use crate::model::{
+    Error, FencingToken, ProcessEvent, ProcessInput, ProcessRecord, RecoveryDisposition, Result,
+};
 
 impl Process {
     /// A slot is free: claims the process, if that is still what is to be done.
-    pub(super) fn begin(&mut self, permit: SlotPermit) {
-        if self.execution.is_some() || self.beginning || self.shared.is_shutting_down() {
+    pub(super) fn begin(&mut self, turn: Turn) {
+        if self.execution.is_some() || self.reading || self.beginning {
+            turn.decline();
             return;
         }
         if !History::concerns(&self.registration) || self.state.last_sequence == 0 {
-            self.claim(permit, History::default());
+            self.claim(turn, History::default());
             return;
         }
         // The log may be long: it is read off the actor.
-        self.beginning = true;
+        self.reading = true;
         let store = self.shared.store.clone();
         let registration = Arc::clone(&self.registration);
         let myself = self.myself.clone();
@@ -41,23 +45,33 @@ impl Process {
                     what: error.to_string(),
                 })
             });
-            let _ = myself.cast(ProcessMsg::HistoryLoaded { permit, history });
+            let _ = myself.cast(ProcessMsg::HistoryLoaded { turn, history });
         });
     }
 
-    pub(super) fn history_loaded(&mut self, permit: SlotPermit, history: Result<History>) {
-        self.beginning = false;
+    pub(super) fn history_loaded(&mut self, turn: Turn, history: Result<History>) {
+        self.reading = false;
         match history {
-            Ok(history) => self.claim(permit, history),
-            Err(error) => warn!(process = %self.registration.id, %error, "log cannot be read"),
+            Ok(history) => self.claim(turn, history),
+            Err(error) => {
+                warn!(process = %self.registration.id, %error, "log cannot be read");
+                turn.decline();
+            }
         }
     }
 
-    pub(super) fn claim(&mut self, permit: SlotPermit, history: History) {
+    pub(super) fn claim(&mut self, turn: Turn, history: History) {
+        let Some(permit) = turn.take() else {
+            return;
+        };
+        if self.shared.is_shutting_down() {
+            return;
+        }
         let Some(owner) = self.shared.trusted_owner() else {
             // Between two incarnations: the sweep after the next one began finds it again.
             return;
         };
+        self.refresh();
         match self.next_attempt(&owner) {
             Ok(Some((reason, takes_over))) => match self.shared.store.next_token() {
                 Ok(token) => {
@@ -76,6 +90,7 @@ impl Process {
                             owner,
                             token,
                             takes_over,
+                            claimed: self.shared.claiming(self.registration.incarnation),
                         },
                     });
                 }
@@ -131,8 +146,9 @@ impl Process {
     pub(super) fn launch(
         &mut self,
         permit: SlotPermit,
-        owner: Arc<OwnerHandle>,
+        owner: &Arc<OwnerHandle>,
         token: FencingToken,
+        claimed: Claimed,
     ) {
         self.beginning = false;
         let history = self.pending_history.take().unwrap_or_default();
@@ -142,6 +158,15 @@ impl Process {
         let ProcessInput::Engine { payload, .. } = &self.registration.input else {
             return;
         };
+        // Counted first, judged second: the keeper declares an incarnation gone when it counts no
+        // task of it, and nothing may begin in its name after that.
+        owner.task_began();
+        if !owner.is_trusted(self.shared.monotonic()) {
+            owner.task_ended();
+            warn!(process = %self.registration.id, fencing_token = token.get(),
+                "lease lapsed while it was claimed: not executed");
+            return;
+        }
         info!(process = %self.registration.id, attempt = self.durable.attempt,
             fencing_token = token.get(), owner = %owner.owner.owner_id, "attempt begins");
         let record = ProcessRecord::assemble(&self.registration, &self.durable);
@@ -152,10 +177,11 @@ impl Process {
             record,
             engine,
             payload: payload.clone(),
-            owner: Arc::clone(&owner),
+            owner: Arc::clone(owner),
             token,
             permit,
             waits: Waits::new(history),
+            claimed,
         });
         self.execution = Some(execution);
         self.note_since_history();
@@ -163,18 +189,11 @@ impl Process {
             let left = Duration::from_millis(deadline.saturating_sub(self.shared.now_ms()));
             self.after(left, move || ProcessMsg::Deadline { token });
         }
-        if let Some(request) = self.state.cancel_request.clone() {
-            self.stop_execution(
-                token,
-                CancelReason::Requested {
-                    requested_by: request.requested_by,
-                },
-            );
-        } else if self.shared.is_shutting_down() {
+        // A request to cancel that is on its way stops it when it is durable.
+        if self.shared.is_shutting_down()
+            && self.registration.disposition == RecoveryDisposition::Rerunnable
+        {
             self.stop_execution(token, CancelReason::Shutdown);
-        } else if !owner.is_trusted(self.shared.monotonic()) {
-            // The claim came back after the trust in its heartbeat was over.
-            self.lease_lost(owner.number);
         }
     }
 

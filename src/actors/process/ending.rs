@@ -8,10 +8,10 @@ use super::state::Process;
 use crate::engines::{CancelReason, EngineFailure, EngineResult};
 use crate::model::decide::{Command, Finisher};
 use crate::model::error::clip;
-use crate::model::limits::{MESSAGE_BYTES_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::model::limits::{MESSAGE_BYTES_MAX, NAME_BYTES_MAX};
 use crate::model::{
     AbandonEvidence, AbandonProof, AbandonWriter, FailureClass, FencingToken, OwnerNumber,
-    ProcessAwaitOutput, ProcessError, RecoveryDisposition, json,
+    ProcessAwaitOutput, ProcessError, RecoveryDisposition,
 };
 
 impl Process {
@@ -50,6 +50,7 @@ impl Process {
             warn!(process = %self.registration.id, fencing_token = execution.token.get(),
                 "lease lost: execution stopped");
             execution.lose();
+            self.last_outcome = ShutdownOutcome::Unwritten;
         }
     }
 
@@ -64,6 +65,10 @@ impl Process {
         execution.close();
         if execution.settled {
             self.drop_execution(token);
+            if self.durable.terminal().is_none() {
+                // What it left undone is somebody else's now.
+                self.shared.sweep_soon();
+            }
             return;
         }
         execution.settled = true;
@@ -76,12 +81,20 @@ impl Process {
     pub(super) fn settle(&mut self, token: FencingToken, ending: Ending) {
         let command = match ending {
             Ending::Lost => {
+                self.last_outcome = ShutdownOutcome::Unwritten;
                 self.drop_execution(token);
+                self.shared.sweep_soon();
                 return;
             }
             Ending::Release => {
                 self.last_outcome = ShutdownOutcome::Released;
-                self.release(token);
+                self.decide(Work {
+                    // Stands in for none: giving a lease back is no event.
+                    command: Command::RequestCancel { requested_by: None },
+                    granted_to: None,
+                    tries: 0,
+                    purpose: Purpose::Release { token },
+                });
                 return;
             }
             Ending::Outcome(output) => {
@@ -121,24 +134,9 @@ impl Process {
         result: Option<EngineResult>,
     ) -> Ending {
         match result {
-            Some(Ok(value)) => Ending::Outcome(self.success(value)),
+            Some(Ok(value)) => Ending::Outcome(ProcessAwaitOutput::Success { value }),
             Some(Err(failure)) => self.failed(reason, failure),
             None => self.stopped(reason, forced, None),
-        }
-    }
-
-    pub(super) fn success(&self, value: serde_json::Value) -> ProcessAwaitOutput {
-        match json::bounded_bytes("output.value", &value, PAYLOAD_BYTES_MAX) {
-            Ok(_) => ProcessAwaitOutput::Success { value },
-            Err(error) => {
-                json::dismantle(value);
-                failure_output(
-                    FailureClass::Internal,
-                    "output_refused",
-                    &error.to_string(),
-                    None,
-                )
-            }
         }
     }
 
@@ -152,7 +150,15 @@ impl Process {
                 return self.stopped(reason, false, failure.raw);
             }
         }
-        if reason == Some(CancelReason::TimedOut) {
+        // An engine that is told to stop may say so in words of its own.
+        let stopped = match reason {
+            Some(CancelReason::TimedOut) => true,
+            Some(CancelReason::Shutdown) => {
+                self.registration.disposition == RecoveryDisposition::Rerunnable
+            }
+            Some(CancelReason::Requested { .. } | CancelReason::LeaseLost) | None => false,
+        };
+        if stopped {
             return self.stopped(reason, false, failure.raw);
         }
         let code = clip(&failure.code, NAME_BYTES_MAX);
@@ -177,17 +183,7 @@ impl Process {
                 retry_at_ms: self.shared.now_ms().saturating_add(wait),
             };
         }
-        let raw =
-            failure.raw.and_then(
-                |raw| match json::bounded_bytes("raw", &raw, PAYLOAD_BYTES_MAX) {
-                    Ok(_) => Some(raw),
-                    Err(_) => {
-                        json::dismantle(raw);
-                        None
-                    }
-                },
-            );
-        Ending::Outcome(failure_output(failure.class, code, message, raw))
+        Ending::Outcome(failure_output(failure.class, code, message, failure.raw))
     }
 
     /// It stopped because it was told to, or was made to.
@@ -250,12 +246,6 @@ impl Process {
         }
     }
 
-    pub(super) fn released(&mut self) {
-        if let Some(token) = self.execution.as_ref().map(|execution| execution.token) {
-            self.drop_execution(token);
-        }
-    }
-
     pub(super) fn drop_execution(&mut self, token: FencingToken) {
         if self
             .execution
@@ -288,12 +278,14 @@ fn failure_output(
     message: &str,
     raw: Option<serde_json::Value>,
 ) -> ProcessAwaitOutput {
+    let code: String = code.chars().filter(|c| !c.is_control()).collect();
     ProcessAwaitOutput::Failure {
         class,
-        code: if code.is_empty() { "unspecified" } else { code }
-            .chars()
-            .filter(|c| !c.is_control())
-            .collect(),
+        code: if code.is_empty() {
+            "unspecified".to_owned()
+        } else {
+            code
+        },
         message: clip(message, MESSAGE_BYTES_MAX).to_owned(),
         raw,
     }

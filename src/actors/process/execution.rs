@@ -21,12 +21,13 @@ use super::waits::Waits;
 use crate::actors::config::EMIT_ROOM;
 use crate::actors::dispatcher::SlotPermit;
 use crate::actors::keeper::OwnerHandle;
-use crate::actors::runtime::Shared;
+use crate::actors::runtime::{Claimed, Shared};
 use crate::engines::{
     CancelReason, CancelSignal, EngineFailure, EngineResult, ProcessContext, ProcessEngine,
 };
+use crate::model::limits::PAYLOAD_BYTES_MAX;
 use crate::model::record::Registration;
-use crate::model::{FailureClass, FencingToken, Incarnation, ProcessRecord};
+use crate::model::{FailureClass, FencingToken, Incarnation, ProcessRecord, json};
 
 /// An attempt that is being executed.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub(super) struct Execution {
     timers: Vec<AbortHandle>,
     room: Arc<Semaphore>,
     closed: Arc<AtomicBool>,
+    /// Says that its lease is in use, for as long as this lives.
+    _claimed: Claimed,
 }
 
 /// What an execution is made from.
@@ -61,6 +64,7 @@ pub(super) struct Launch {
     pub(super) token: FencingToken,
     pub(super) permit: SlotPermit,
     pub(super) waits: Waits,
+    pub(super) claimed: Claimed,
 }
 
 /// Says that a task has ended, however it did.
@@ -75,7 +79,8 @@ struct TaskGuard {
 
 impl TaskGuard {
     fn finished(&mut self, result: EngineResult) {
-        self.result = Some(result);
+        // Here, so that nothing that is too deep to be dropped or cloned goes any further.
+        self.result = Some(bounded(result));
     }
 }
 
@@ -83,16 +88,19 @@ impl Drop for TaskGuard {
     fn drop(&mut self) {
         self.shared.task_ended(self.incarnation);
         self.owner.task_ended();
-        // Without an actor nobody is left to tell: the supervisor has recovery look after it.
-        let _ = self.actor.cast(ProcessMsg::Ended {
+        let ended = self.actor.cast(ProcessMsg::Ended {
             token: self.token,
             result: self.result.take(),
         });
+        if ended.is_err() {
+            // Without an actor nobody is left to tell: only now can recovery go on.
+            self.shared.sweep_soon();
+        }
     }
 }
 
 impl Execution {
-    /// Starts the task. Its attempt is durable by now (P5).
+    /// Starts the task. Its attempt is durable by now (P5), and counted by its owner.
     pub(super) fn launch(launch: Launch) -> Self {
         let cancel = CancelSignal::default();
         let room = Arc::new(Semaphore::new(EMIT_ROOM));
@@ -117,7 +125,6 @@ impl Execution {
         );
         let context =
             ProcessContext::new(Arc::new(launch.record), launch.token, cancel.clone(), port);
-        launch.owner.task_began();
         launch.shared.task_began(launch.registration.incarnation);
         let mut guard = TaskGuard {
             shared: launch.shared,
@@ -148,6 +155,7 @@ impl Execution {
             timers: Vec::new(),
             room,
             closed,
+            _claimed: launch.claimed,
         }
     }
 
@@ -211,6 +219,33 @@ impl Drop for Execution {
         self.task.abort();
         for timer in &self.timers {
             timer.abort();
+        }
+    }
+}
+
+/// What an engine returned, without what is too deep or too large to be kept.
+fn bounded(result: EngineResult) -> EngineResult {
+    match result {
+        Ok(value) => match json::bounded_bytes("output.value", &value, PAYLOAD_BYTES_MAX) {
+            Ok(_) => Ok(value),
+            Err(error) => {
+                json::dismantle(value);
+                let mut failure = EngineFailure::new("output_refused", error.to_string());
+                failure.class = FailureClass::Internal;
+                Err(failure)
+            }
+        },
+        Err(mut failure) => {
+            failure.raw = failure.raw.and_then(|raw| {
+                match json::bounded_bytes("raw", &raw, PAYLOAD_BYTES_MAX) {
+                    Ok(_) => Some(raw),
+                    Err(_) => {
+                        json::dismantle(raw);
+                        None
+                    }
+                }
+            });
+            Err(failure)
         }
     }
 }

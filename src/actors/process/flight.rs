@@ -7,10 +7,12 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::messages::{Answer, CommandReply};
 use crate::actors::dispatcher::SlotPermit;
 use crate::actors::keeper::OwnerHandle;
+use crate::actors::runtime::Claimed;
 use crate::model::decide::Command;
 use crate::model::lease::Lease;
 use crate::model::record::ProcessState;
 use crate::model::{FencingToken, ProcessEvent, Result, SessionScope};
+use crate::store::write_set::CommitResult;
 
 /// Something to be decided.
 #[derive(Debug)]
@@ -41,6 +43,7 @@ pub(super) enum Purpose {
         token: FencingToken,
         /// The token of a dead execution of this same runtime, whose lease is taken over.
         takes_over: Option<FencingToken>,
+        claimed: Claimed,
     },
     /// A wait began.
     WaitBegun { wait_id: u64 },
@@ -48,6 +51,8 @@ pub(super) enum Purpose {
     WaitEnded { wait_id: u64 },
     /// An execution's end is recorded: outcome or retry.
     Settle { token: FencingToken },
+    /// An execution's lease is given back without an outcome. Its command is never decided.
+    Release { token: FencingToken },
 }
 
 /// A set that was sent and has not come back.
@@ -62,6 +67,6 @@ pub(super) struct Flight {
     pub(super) lease: Option<Lease>,
     /// Answers that rest on it without having written anything.
     pub(super) behind: Vec<(Work, Result<Answer>)>,
-    /// Set for a lease given back without an event.
-    pub(super) releases: bool,
+    /// Its fate, where that was told before the fate of one sent earlier.
+    pub(super) result: Option<CommitResult>,
 }

@@ -9,7 +9,7 @@ use super::messages::Answer;
 use super::state::Process;
 use crate::actors::errors::commit_error;
 use crate::model::decide::{Command, Finisher};
-use crate::model::{CompletionAuthority, Error, Result};
+use crate::model::{CompletionAuthority, Error, Result, WaitResult};
 use crate::store::write_set::{CommitError, CommitResult, Refusal};
 
 impl Process {
@@ -21,14 +21,23 @@ impl Process {
         }
     }
 
+    /// Takes note of a fate. A store that is being closed may tell one before an earlier one.
     pub(super) fn committed(&mut self, number: u64, result: CommitResult) {
-        let Some(flight) = self.flights.pop_front() else {
-            return;
-        };
-        debug_assert_eq!(flight.number, number, "the committer answers in order");
-        match result {
-            Ok(receipt) => self.landed(flight, &receipt.woken),
-            Err(error) => self.refused(flight, error),
+        if let Some(flight) = self.flights.iter_mut().find(|one| one.number == number) {
+            flight.result = Some(result);
+        }
+        while let Some(result) = self
+            .flights
+            .front_mut()
+            .and_then(|flight| flight.result.take())
+        {
+            let Some(flight) = self.flights.pop_front() else {
+                break;
+            };
+            match result {
+                Ok(receipt) => self.landed(flight, &receipt.woken),
+                Err(error) => self.refused(flight, error),
+            }
         }
         if self.flights.is_empty() {
             self.last_ticket = None;
@@ -45,7 +54,6 @@ impl Process {
             state,
             lease,
             behind,
-            releases,
             ..
         } = flight;
         self.durable = state;
@@ -68,11 +76,7 @@ impl Process {
             (Command::Append { .. }, Some((event, _))) => Answer::Event(Arc::clone(event)),
             (_, _) => Answer::Status(Arc::clone(&self.durable.status)),
         };
-        if releases {
-            self.released();
-        } else {
-            self.follow_up(work, answer);
-        }
+        self.follow_up(work, answer);
         for (work, answer) in behind {
             self.conclude(work, answer);
         }
@@ -80,46 +84,42 @@ impl Process {
 
     pub(super) fn refused(&mut self, flight: Flight, error: CommitError) {
         self.broken = true;
-        let Flight {
-            work,
-            behind,
-            releases,
-            ..
-        } = flight;
-        self.refused_work(work, error, releases);
+        let Flight { work, behind, .. } = flight;
+        self.refused_work(work, error);
         // What was decided on it was decided on what did not happen.
         self.backlog
             .extend(behind.into_iter().map(|(work, _)| work));
     }
 
-    pub(super) fn refused_work(&mut self, work: Work, error: CommitError, releases: bool) {
-        if matches!(error, CommitError::Refused(Refusal::Predecessor)) && !releases {
-            self.take_back(work);
-            return;
-        }
+    pub(super) fn refused_work(&mut self, mut work: Work, error: CommitError) {
         match &error {
-            CommitError::Refused(
-                Refusal::NotGranted | Refusal::Predecessor | Refusal::ParentStopping,
-            ) => {}
+            CommitError::Refused(Refusal::Predecessor) => {
+                // Not its own doing: it is not counted as a try of its own.
+                work.tries = work.tries.saturating_sub(1);
+                self.take_back(work);
+                return;
+            }
+            CommitError::Refused(Refusal::NotGranted | Refusal::ParentStopping) => {}
             CommitError::Refused(_) | CommitError::NotWritten(_) | CommitError::Unknown(_) => {
                 self.reload = true;
             }
         }
-        if releases {
-            self.released();
-            return;
-        }
         self.handle_refusal(work, error);
     }
 
-    /// Keeps work whose set was refused with another, to be decided again.
-    pub(super) fn take_back(&mut self, mut work: Work) {
-        if let Purpose::WaitEnded { wait_id } = &work.purpose {
+    /// Keeps work whose set was refused, to be decided again in its turn.
+    pub(super) fn take_back(&mut self, work: Work) {
+        if let (Purpose::WaitEnded { wait_id }, Command::EndWait { result, .. }) =
+            (&work.purpose, &work.command)
+            && matches!(result, WaitResult::Signal { .. })
+        {
             // Its signal may get another sequence: it is found again when the log is settled.
-            self.wait_unresolved(*wait_id);
+            let wait_id = *wait_id;
+            if let Some(dropped) = self.wait_unresolved(wait_id, work) {
+                self.backlog.push_back(dropped);
+            }
             return;
         }
-        work.tries = work.tries.max(1);
         self.backlog.push_back(work);
     }
 
@@ -135,6 +135,8 @@ impl Process {
         }
         if let CommitError::Refused(Refusal::Gone) = &error {
             self.gone = true;
+            self.conclude_gone(work);
+            return;
         }
         if let CommitError::Refused(
             refusal @ (Refusal::Superseded | Refusal::OwnerLapsed | Refusal::Leased),
@@ -163,26 +165,42 @@ impl Process {
         self.conclude(work, Err(error));
     }
 
+    /// The row is gone: a host looks again at what its id stands for now.
+    pub(super) fn conclude_gone(&mut self, work: Work) {
+        match work.purpose {
+            Purpose::Host(reply) => reply.look_again(),
+            _ => {
+                let unknown = Error::unknown(&self.registration.id);
+                self.conclude(work, Err(unknown));
+            }
+        }
+    }
+
     /// The log is settled after a refusal: goes on from what is durable.
     pub(super) fn mend(&mut self) {
         self.broken = false;
         self.replays.clear();
-        if std::mem::take(&mut self.reload) {
-            self.reload_from_store();
-        }
-        self.state = self.durable.clone();
-        self.lease = self.durable_lease;
         let last = self.durable.last_sequence;
         if let Some(execution) = &mut self.execution {
+            // Before anything else is read: somebody else's events may stand in their place.
             execution.waits.rewind(last);
         }
-        for work in std::mem::take(&mut self.backlog) {
-            self.decide(work);
+        if std::mem::take(&mut self.reload) {
+            self.adopt_store();
+        } else {
+            self.state = self.durable.clone();
+            self.lease = self.durable_lease;
+        }
+        let mut works = std::mem::take(&mut self.backlog);
+        works.append(&mut self.arrivals);
+        for work in works {
+            self.decide_now(work);
         }
         self.resolve_ready_waits();
     }
 
-    pub(super) fn reload_from_store(&mut self) {
+    /// Takes what is in the store for the newest state. Nothing is in flight.
+    pub(super) fn adopt_store(&mut self) {
         let loaded = self
             .shared
             .store
@@ -198,6 +216,8 @@ impl Process {
                 warn!(process = %self.registration.id, %error, "reload failed");
             }
         }
+        self.state = self.durable.clone();
+        self.lease = self.durable_lease;
         let holder = self.durable_lease.map(|lease| lease.token);
         let lost = self
             .execution
@@ -206,5 +226,6 @@ impl Process {
         if lost || self.gone {
             self.lose_execution();
         }
+        self.note_since_history();
     }
 }

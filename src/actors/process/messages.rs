@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ractor::ActorRef;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::waits::History;
-use crate::actors::dispatcher::SlotPermit;
+use crate::actors::dispatcher::{SlotPermit, Turn};
 use crate::actors::runtime::Admission;
 use crate::engines::{CancelReason, EngineResult};
 use crate::model::decide::{CheckedEvent, PreparedEvent};
@@ -85,11 +86,60 @@ impl CommandReply {
         self.sent.store(true, Ordering::Release);
     }
 
+    /// Has the caller look for the process again: nothing was written for it here.
+    pub(super) fn look_again(self) {
+        self.sent.store(false, Ordering::Release);
+    }
+
     pub(super) fn send(self, answer: Result<Answer>) {
         // Room first, answer second: the caller may come back at once.
         drop(self.admission);
         // Nobody waits any more: what was committed stands all the same.
         let _ = self.answer.send(answer);
+    }
+}
+
+/// Where the end of a wait goes.
+pub(crate) type WaitReply = oneshot::Sender<Result<Delivered>>;
+
+/// The end of a wait on its way to the engine. Dropped without having been taken, it says so.
+#[derive(Debug)]
+pub(crate) struct Delivered {
+    event: Option<ProcessEvent>,
+    unseen: Option<(ActorRef<ProcessMsg>, FencingToken, String, u64)>,
+}
+
+impl Delivered {
+    pub(super) fn new(
+        event: Option<ProcessEvent>,
+        actor: ActorRef<ProcessMsg>,
+        token: FencingToken,
+        signal_name: String,
+        number: u64,
+    ) -> Self {
+        Self {
+            event,
+            unseen: Some((actor, token, signal_name, number)),
+        }
+    }
+
+    /// What the wait returned: a signal, or `None` for a timeout.
+    pub(super) fn take(mut self) -> Option<ProcessEvent> {
+        self.unseen = None;
+        self.event.take()
+    }
+}
+
+impl Drop for Delivered {
+    fn drop(&mut self) {
+        if let Some((actor, token, signal_name, number)) = self.unseen.take() {
+            // The actor is gone only when the attempt is over.
+            let _ = actor.cast(ProcessMsg::WaitUnseen {
+                token,
+                signal_name,
+                number,
+            });
+        }
     }
 }
 
@@ -116,10 +166,10 @@ pub(crate) enum ProcessMsg {
     /// The fate of a set.
     Committed { flight: u64, result: CommitResult },
     /// A slot is free for it.
-    Begin { permit: SlotPermit },
+    Begin { turn: Turn },
     /// What its log says of signals and waits.
     HistoryLoaded {
-        permit: SlotPermit,
+        turn: Turn,
         history: Result<History>,
     },
     /// The task of an execution has ended; `None` when it was aborted.
@@ -140,10 +190,16 @@ pub(crate) enum ProcessMsg {
         wait_id: u64,
         signal_name: String,
         timeout: Option<Duration>,
-        reply: oneshot::Sender<Result<Option<ProcessEvent>>>,
+        reply: WaitReply,
     },
     /// The engine no longer waits.
     WaitDropped { wait_id: u64 },
+    /// The engine was told how a wait ended, but had dropped it by then.
+    WaitUnseen {
+        token: FencingToken,
+        signal_name: String,
+        number: u64,
+    },
     /// A wait's time is over.
     WaitTimedOut { wait_id: u64 },
     /// A slot, for going on after a wait.

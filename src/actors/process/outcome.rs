@@ -14,6 +14,10 @@ use crate::model::{Error, FencingToken, Result};
 impl Process {
     /// What a commit leads to beside its answer.
     pub(super) fn follow_up(&mut self, work: Work, answer: Answer) {
+        if let Purpose::Release { token } = work.purpose {
+            self.drop_execution(token);
+            return;
+        }
         let cancel_requested = self.durable.cancel_request.clone();
         if let (Command::RequestCancel { .. }, Some(request)) = (&work.command, cancel_requested) {
             if let Some(token) = self.execution.as_ref().map(|running| running.token) {
@@ -25,18 +29,23 @@ impl Process {
                 );
             }
             self.shared.cancel_children(&self.registration);
+            if self.durable.terminal().is_none() && self.execution.is_none() {
+                // Whoever executed it may be gone: then the reaper ends it.
+                self.shared.sweep_soon();
+            }
         }
         match work.purpose {
             Purpose::Begin {
                 permit,
                 owner,
                 token,
+                claimed,
                 ..
-            } => self.launch(permit, owner, token),
+            } => self.launch(permit, &owner, token, claimed),
             Purpose::Settle { token } => self.settled(token),
             Purpose::WaitBegun { wait_id } => self.wait_begun(wait_id),
             Purpose::WaitEnded { wait_id } => self.wait_ended(wait_id),
-            Purpose::Emit { .. } | Purpose::Host(_) => {
+            Purpose::Emit { .. } | Purpose::Host(_) | Purpose::Release { .. } => {
                 self.conclude(work, Ok(answer));
                 self.end_if_terminal();
             }
@@ -52,6 +61,7 @@ impl Process {
             execution.settled = true;
             execution.close();
             let token = execution.token;
+            self.last_outcome = ShutdownOutcome::Finished;
             self.stop_execution(token, CancelReason::LeaseLost);
         }
     }
@@ -96,10 +106,12 @@ impl Process {
                     self.fail_wait(wait_id, error);
                 }
             }
-            Purpose::Settle { token } => {
+            Purpose::Settle { token } | Purpose::Release { token } => {
                 if let Err(error) = answer {
                     warn!(process = %self.registration.id, %error, "outcome was not written");
                     self.last_outcome = ShutdownOutcome::Unwritten;
+                    // Its lease may still name this runtime, which no longer executes it.
+                    self.shared.sweep_soon();
                 }
                 self.drop_execution(token);
             }
@@ -111,6 +123,7 @@ impl Process {
         let token = match &work.purpose {
             Purpose::Emit { token, .. }
             | Purpose::Settle { token }
+            | Purpose::Release { token }
             | Purpose::Begin { token, .. } => *token,
             Purpose::Host(_) | Purpose::WaitBegun { .. } | Purpose::WaitEnded { .. } => self
                 .execution

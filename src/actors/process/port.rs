@@ -7,7 +7,7 @@ use std::time::Duration;
 use ractor::ActorRef;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::messages::ProcessMsg;
+use super::messages::{Delivered, ProcessMsg};
 use crate::actors::runtime::{ChildOf, Shared};
 use crate::engines::{CancelSignal, ExecutionPort};
 use crate::model::decide::check_event;
@@ -57,7 +57,11 @@ impl Port {
         request: ProcessEventAppendRequest,
         durable: Option<oneshot::Sender<Result<ProcessEvent>>>,
     ) -> Result<()> {
-        self.check_open()?;
+        if let Err(error) = self.check_open() {
+            // It may be too deep to be dropped.
+            request.dismantle();
+            return Err(error);
+        }
         let event = Box::new(check_event(&self.registration, request)?);
         let room = Arc::clone(&self.room)
             .acquire_owned()
@@ -130,7 +134,7 @@ impl ExecutionPort for Port {
         };
         let answer = answer.await.unwrap_or_else(|_| Err(self.superseded()));
         guard.wait_id = None;
-        answer
+        answer.map(Delivered::take)
     }
 
     async fn start_child(
@@ -139,7 +143,10 @@ impl ExecutionPort for Port {
         detached: bool,
         request: ProcessStartRequest,
     ) -> Result<ProcessRecord> {
-        self.check_open()?;
+        if let Err(error) = self.check_open() {
+            request.dismantle();
+            return Err(error);
+        }
         self.shared
             .start_child(
                 ChildOf {

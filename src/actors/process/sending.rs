@@ -59,7 +59,7 @@ impl Process {
                 }
             }
         }
-        self.submit(work, conditions, write, events, after, lease, false);
+        self.submit(work, conditions, write, events, after, lease);
         self.resolve_ready_waits();
         Ok(())
     }
@@ -71,7 +71,8 @@ impl Process {
             | Purpose::Emit { .. }
             | Purpose::WaitBegun { .. }
             | Purpose::WaitEnded { .. }
-            | Purpose::Settle { .. } => self
+            | Purpose::Settle { .. }
+            | Purpose::Release { .. } => self
                 .lease
                 .map_or(OwnerNumber::default(), |lease| lease.owner),
         }
@@ -179,10 +180,6 @@ impl Process {
     }
 
     /// Sends a set, decided on everything that is in flight.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a part of the flight it becomes"
-    )]
     pub(super) fn submit(
         &mut self,
         work: Work,
@@ -191,7 +188,6 @@ impl Process {
         events: Vec<(Arc<ProcessEvent>, usize)>,
         after: ProcessState,
         lease: Option<Lease>,
-        releases: bool,
     ) {
         if let Purpose::Host(reply) = &work.purpose {
             reply.mark_sent();
@@ -221,7 +217,7 @@ impl Process {
             state: after,
             lease,
             behind: Vec::new(),
-            releases,
+            result: None,
         });
         let myself = self.myself.clone();
         let shared = Arc::clone(&self.shared);
@@ -242,7 +238,12 @@ impl Process {
     }
 
     /// Gives the lease back without an outcome.
-    pub(super) fn release(&mut self, token: FencingToken) {
+    pub(super) fn release(&mut self, work: Work, token: FencingToken) {
+        if self.lease.map(|lease| lease.token) != Some(token) {
+            let error = self.superseded(token);
+            self.answer(work, Err(error));
+            return;
+        }
         let row = self.row;
         let conditions = vec![
             Condition::At {
@@ -252,14 +253,7 @@ impl Process {
             Condition::Token { row, token },
         ];
         let write = writes::release(row, self.state.last_sequence);
-        let work = Work {
-            // Never decided again: a release that is refused is not repeated.
-            command: Command::RequestCancel { requested_by: None },
-            granted_to: None,
-            tries: 1,
-            purpose: Purpose::Settle { token },
-        };
         let after = self.state.clone();
-        self.submit(work, conditions, write, Vec::new(), after, None, true);
+        self.submit(work, conditions, write, Vec::new(), after, None);
     }
 }

@@ -48,8 +48,12 @@ pub(crate) struct Process {
     pub(super) broken: bool,
     pub(super) reload: bool,
     pub(super) backlog: VecDeque<Work>,
+    /// What came while that went on: decided behind it, so that nothing overtakes.
+    pub(super) arrivals: VecDeque<Work>,
     pub(super) execution: Option<Execution>,
-    /// An attempt is being prepared: its history is read, or its claim is in flight.
+    /// The log is being read for an attempt.
+    pub(super) reading: bool,
+    /// The claim of an attempt is in flight.
     pub(super) beginning: bool,
     /// What its log says of signals and waits, for the attempt that is being prepared.
     pub(super) pending_history: Option<super::waits::History>,
@@ -83,7 +87,9 @@ impl Process {
             broken: false,
             reload: false,
             backlog: VecDeque::new(),
+            arrivals: VecDeque::new(),
             execution: None,
+            reading: false,
             beginning: false,
             pending_history: None,
             watchers: Vec::new(),
@@ -97,8 +103,8 @@ impl Process {
         match message {
             ProcessMsg::Command(call) => self.command(*call),
             ProcessMsg::Committed { flight, result } => self.committed(flight, result),
-            ProcessMsg::Begin { permit } => self.begin(permit),
-            ProcessMsg::HistoryLoaded { permit, history } => self.history_loaded(permit, history),
+            ProcessMsg::Begin { turn } => self.begin(turn),
+            ProcessMsg::HistoryLoaded { turn, history } => self.history_loaded(turn, history),
             ProcessMsg::Ended { token, result } => self.ended(token, result),
             ProcessMsg::Emit {
                 token,
@@ -126,6 +132,11 @@ impl Process {
                 reply,
             } => self.wait_begin(token, wait_id, signal_name, timeout, reply),
             ProcessMsg::WaitDropped { wait_id } => self.wait_dropped(wait_id),
+            ProcessMsg::WaitUnseen {
+                token,
+                signal_name,
+                number,
+            } => self.wait_unseen(token, &signal_name, number),
             ProcessMsg::WaitTimedOut { wait_id } => self.wait_timed_out(wait_id),
             ProcessMsg::SlotGranted { permit } => self.slot_granted(permit),
             ProcessMsg::Deadline { token } => self.stop_execution(token, CancelReason::TimedOut),
@@ -170,9 +181,11 @@ impl Process {
     /// Nothing runs, nothing is in flight, nothing waits to be decided.
     pub(super) fn is_idle(&self) -> bool {
         self.execution.is_none()
+            && !self.reading
             && !self.beginning
             && self.flights.is_empty()
             && self.backlog.is_empty()
+            && self.arrivals.is_empty()
     }
 
     pub(super) fn tell_watchers(&mut self) {
@@ -195,8 +208,8 @@ impl Process {
 
     pub(super) fn command(&mut self, call: CommandCall) {
         if call.incarnation != self.registration.incarnation || self.gone {
-            // The id stands for something else by now: the sender looks again.
-            drop(call);
+            // The id stands for something else by now.
+            call.reply.look_again();
             return;
         }
         let CommandCall {
@@ -242,26 +255,77 @@ impl Process {
         })
     }
 
-    /// Decides some work on the newest state and sends what comes of it.
-    pub(super) fn decide(&mut self, mut work: Work) {
-        if self.broken || !self.backlog.is_empty() && work.tries == 0 {
-            self.backlog.push_back(work);
+    /// Decides some work on the newest state, or keeps it until there is one again.
+    pub(super) fn decide(&mut self, work: Work) {
+        if self.broken {
+            self.arrivals.push_back(work);
+        } else {
+            self.decide_now(work);
+        }
+    }
+
+    /// Decides some work and sends what comes of it.
+    pub(super) fn decide_now(&mut self, mut work: Work) {
+        loop {
+            if self.gone {
+                self.conclude_gone(work);
+                return;
+            }
+            if let Purpose::Release { token } = work.purpose {
+                self.release(work, token);
+                return;
+            }
+            work.tries += 1;
+            let answer = match self.decision(&work) {
+                Ok(Decision::Commit { events, lease }) => match self.send(work, events, &lease) {
+                    Ok(()) => return,
+                    Err((work, error)) => {
+                        self.answer(work, Err(error));
+                        return;
+                    }
+                },
+                Ok(Decision::Replayed { sequence }) => self.event_at(sequence).map(Answer::Event),
+                Ok(Decision::Unchanged) => Ok(Answer::Status(Arc::clone(&self.state.status))),
+                Err(error) => Err(error),
+            };
+            // An answer that no commit stands for is only as good as the state it rests on, which
+            // the reaper, a prune or another runtime may have left behind.
+            if work.tries <= RETRIES_MAX && self.refresh() {
+                continue;
+            }
+            self.answer(work, answer);
             return;
         }
-        work.tries += 1;
-        let answer = match self.decision(&work) {
-            Ok(Decision::Commit { events, lease }) => match self.send(work, events, &lease) {
-                Ok(()) => return,
-                Err((work, error)) => {
-                    self.answer(work, Err(error));
-                    return;
-                }
-            },
-            Ok(Decision::Replayed { sequence }) => self.event_at(sequence).map(Answer::Event),
-            Ok(Decision::Unchanged) => Ok(Answer::Status(Arc::clone(&self.state.status))),
-            Err(error) => Err(error),
+    }
+
+    /// Loads what is in the store if somebody else wrote there; whether that was so.
+    pub(super) fn refresh(&mut self) -> bool {
+        if !self.flights.is_empty() {
+            // Their own conditions tell.
+            return false;
+        }
+        let front = self
+            .shared
+            .store
+            .view()
+            .and_then(|view| view.front(self.row));
+        let as_known = match front {
+            Ok(Some(front)) => {
+                let (owner, token) = self.durable_lease.map_or((0, front.token), |lease| {
+                    (lease.owner.get(), lease.token.get())
+                });
+                (front.last_sequence, front.owner, front.token)
+                    == (self.durable.last_sequence, owner, token)
+            }
+            Ok(None) => self.gone,
+            // The answer stands as it is: the store will say so itself.
+            Err(_) => true,
         };
-        self.answer(work, answer);
+        if !as_known {
+            self.adopt_store();
+            self.resolve_ready_waits();
+        }
+        !as_known
     }
 
     pub(super) fn decision(&mut self, work: &Work) -> Result<Decision> {
@@ -294,7 +358,7 @@ impl Process {
                 }
             }
             Command::RequestCancel { .. } if self.execution.is_none() && !self.beginning => {
-                if self.lease_is_free()? {
+                if self.may_end_at_once()? {
                     facts.claim = Some(self.shared.store.next_token()?);
                 }
             }
@@ -311,11 +375,19 @@ impl Process {
         Ok(facts)
     }
 
-    pub(super) fn lease_is_free(&self) -> Result<bool> {
+    /// Whether a canceller may claim it and end it in the same commit. What lost its owner may
+    /// have left something behind that only the reaper looks for, if there is one.
+    fn may_end_at_once(&self) -> Result<bool> {
         use crate::model::lease::OwnerStanding;
         use crate::model::recovery::LeaseStanding;
         let standing = self.shared.store.view()?.lease_standing(self.lease)?;
-        Ok(standing != LeaseStanding::Held(OwnerStanding::Live))
+        Ok(match standing {
+            LeaseStanding::Free => true,
+            LeaseStanding::Held(OwnerStanding::Live) => false,
+            LeaseStanding::Held(OwnerStanding::Lapsed | OwnerStanding::Dead) => {
+                !self.shared.config.recover
+            }
+        })
     }
 
     /// An event that is in flight or in the log.

@@ -1,17 +1,19 @@
 //! The waits of the running attempt.
+//!
+//! A wait that its engine drops gives its number back at that very moment, before the engine can
+//! begin another: what was said of it in the log goes its own way. So no signal is lost between a
+//! wait that lost a race and the one that follows it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
 use super::flight::{Purpose, Work};
-use super::messages::ProcessMsg;
+use super::messages::{Delivered, ProcessMsg, WaitReply};
 use super::state::Process;
 use super::waits::{OpenWait, Phase};
 use crate::actors::dispatcher::SlotPermit;
 use crate::model::decide::Command;
-use crate::model::{Error, FencingToken, ProcessEvent, Result, WaitResult};
+use crate::model::{Error, FencingToken, WaitResult};
 
 impl Process {
     pub(super) fn wait_begin(
@@ -20,7 +22,7 @@ impl Process {
         wait_id: u64,
         signal_name: String,
         timeout: Option<Duration>,
-        reply: oneshot::Sender<Result<Option<ProcessEvent>>>,
+        reply: WaitReply,
     ) {
         let now_ms = self.shared.now_ms();
         let Some(execution) = &mut self.execution else {
@@ -32,6 +34,12 @@ impl Process {
             return;
         }
         let number = execution.waits.take_number(&signal_name);
+        if let Some(wait) = execution.waits.adoptable(&signal_name, number) {
+            wait.listener = wait_id;
+            wait.reply = Some(reply);
+            self.limit_wait(wait_id, timeout);
+            return;
+        }
         let recorded = execution.waits.recorded(&signal_name, number);
         let deadline_ms = timeout.map(|timeout| {
             now_ms.saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
@@ -39,11 +47,12 @@ impl Process {
         execution.waits.open.insert(
             wait_id,
             OpenWait {
-                signal_name: signal_name.clone(),
+                signal_name,
                 number,
                 phase: recorded.map_or(Phase::New, Phase::Ended),
                 announced: false,
                 deadline_ms,
+                listener: wait_id,
                 reply: Some(reply),
             },
         );
@@ -52,11 +61,19 @@ impl Process {
             return;
         }
         self.resolve_ready_waits();
-        self.announce_wait(wait_id, timeout);
+        self.announce_wait(wait_id);
+        self.limit_wait(wait_id, timeout);
+    }
+
+    /// Ends a wait when its time is over.
+    fn limit_wait(&mut self, wait_id: u64, timeout: Option<Duration>) {
+        if let Some(timeout) = timeout {
+            self.after(timeout, move || ProcessMsg::WaitTimedOut { wait_id });
+        }
     }
 
     /// Says that the process waits, unless its signal was there already.
-    pub(super) fn announce_wait(&mut self, wait_id: u64, timeout: Option<Duration>) {
+    fn announce_wait(&mut self, wait_id: u64) {
         let Some(execution) = &mut self.execution else {
             return;
         };
@@ -74,9 +91,6 @@ impl Process {
             number: wait.number,
             deadline_ms: wait.deadline_ms,
         };
-        if let Some(timeout) = timeout {
-            self.after(timeout, move || ProcessMsg::WaitTimedOut { wait_id });
-        }
         self.decide(Work {
             command,
             granted_to: None,
@@ -92,7 +106,7 @@ impl Process {
             {
                 wait.phase = Phase::Begun;
             }
-            if execution.waits.is_waiting() {
+            if execution.waits.is_waiting() && execution.waits.ended().is_empty() {
                 // Its slot is free for others while it waits.
                 execution.permit = None;
             }
@@ -103,7 +117,8 @@ impl Process {
     /// Ends every wait whose signal has arrived.
     pub(super) fn resolve_ready_waits(&mut self) {
         let ready = match &self.execution {
-            Some(execution) if !execution.settled => execution.waits.ready(),
+            // While the log is unsettled, what has arrived may turn out not to have.
+            Some(execution) if !execution.settled && !self.broken => execution.waits.ready(),
             Some(_) | None => return,
         };
         for (wait_id, sequence) in ready {
@@ -111,7 +126,7 @@ impl Process {
         }
     }
 
-    pub(super) fn end_wait(&mut self, wait_id: u64, result: WaitResult) {
+    fn end_wait(&mut self, wait_id: u64, result: WaitResult) {
         let Some(execution) = &mut self.execution else {
             return;
         };
@@ -137,39 +152,75 @@ impl Process {
         });
     }
 
-    /// The set that ended a wait was refused with another: it is open again.
-    pub(super) fn wait_unresolved(&mut self, wait_id: u64) {
-        if let Some(execution) = &mut self.execution
-            && let Some(wait) = execution.waits.open.get_mut(&wait_id)
-        {
+    /// The set that ended a wait with a signal was refused: the wait is open again. What its
+    /// engine has dropped meanwhile ends as dropped instead: that is returned.
+    pub(super) fn wait_unresolved(&mut self, wait_id: u64, mut work: Work) -> Option<Work> {
+        let waits = &mut self.execution.as_mut()?.waits;
+        let wait = waits.open.get_mut(&wait_id)?;
+        if wait.reply.is_some() {
             wait.phase = if wait.announced {
                 Phase::Begun
             } else {
                 Phase::New
             };
+            return None;
+        }
+        if !wait.announced {
+            waits.open.remove(&wait_id);
+            return None;
+        }
+        wait.phase = Phase::Ending(WaitResult::Dropped);
+        if let Command::EndWait { result, .. } = &mut work.command {
+            *result = WaitResult::Dropped;
+        }
+        Some(work)
+    }
+
+    pub(super) fn wait_timed_out(&mut self, listener: u64) {
+        let wait_id = self
+            .execution
+            .as_ref()
+            .and_then(|execution| execution.waits.heard_by(listener));
+        if let Some(wait_id) = wait_id {
+            self.end_wait(wait_id, WaitResult::TimedOut);
         }
     }
 
-    pub(super) fn wait_timed_out(&mut self, wait_id: u64) {
-        self.end_wait(wait_id, WaitResult::TimedOut);
-    }
-
-    pub(super) fn wait_dropped(&mut self, wait_id: u64) {
+    /// The engine has dropped a wait before it was told anything.
+    pub(super) fn wait_dropped(&mut self, listener: u64) {
         let Some(execution) = &mut self.execution else {
             return;
         };
-        let Some(wait) = execution.waits.open.get_mut(&wait_id) else {
+        let waits = &mut execution.waits;
+        let Some(wait_id) = waits.heard_by(listener) else {
+            return;
+        };
+        let Some(wait) = waits.open.get_mut(&wait_id) else {
             return;
         };
         wait.reply = None;
-        match wait.phase {
-            Phase::New if !wait.announced => {
-                self.forget_wait(wait_id, true);
+        let (name, number, phase) = (wait.signal_name.clone(), wait.number, wait.phase);
+        let announced = wait.announced;
+        waits.return_number(&name, number);
+        waits.forget_timeout(&name, number);
+        match phase {
+            Phase::New | Phase::Begun if announced => self.end_wait(wait_id, WaitResult::Dropped),
+            Phase::New | Phase::Begun | Phase::Ended(_) => {
+                waits.open.remove(&wait_id);
             }
-            Phase::New | Phase::Begun => self.end_wait(wait_id, WaitResult::Dropped),
-            // What it would have returned is recorded: the next attempt gets it there.
+            // Its end goes on into the log; the entry goes when that is there.
             Phase::Ending(_) => {}
-            Phase::Ended(_) => self.forget_wait(wait_id, false),
+        }
+        self.deliver_waits();
+    }
+
+    /// The engine was told how a wait ended, and had dropped it by then.
+    pub(super) fn wait_unseen(&mut self, token: FencingToken, signal_name: &str, number: u64) {
+        if let Some(execution) = &mut self.execution
+            && execution.token == token
+        {
+            execution.waits.return_number(signal_name, number);
+            execution.waits.forget_timeout(signal_name, number);
         }
     }
 
@@ -177,27 +228,14 @@ impl Process {
         let Some(execution) = &mut self.execution else {
             return;
         };
-        let Some(wait) = execution.waits.open.get_mut(&wait_id) else {
-            return;
-        };
-        let Phase::Ending(result) = wait.phase else {
-            return;
-        };
-        wait.phase = Phase::Ended(result);
-        if result == WaitResult::Dropped {
-            self.forget_wait(wait_id, true);
-        }
-        self.deliver_waits();
-    }
-
-    pub(super) fn forget_wait(&mut self, wait_id: u64, give_back: bool) {
-        if let Some(execution) = &mut self.execution
-            && let Some(wait) = execution.waits.open.remove(&wait_id)
-            && give_back
+        if let Some(wait) = execution.waits.open.get_mut(&wait_id)
+            && let Phase::Ending(result) = wait.phase
         {
-            execution
-                .waits
-                .return_number(&wait.signal_name, wait.number);
+            if wait.reply.is_some() {
+                wait.phase = Phase::Ended(result);
+            } else {
+                execution.waits.open.remove(&wait_id);
+            }
         }
         self.deliver_waits();
     }
@@ -205,6 +243,10 @@ impl Process {
     pub(super) fn slot_granted(&mut self, permit: SlotPermit) {
         if let Some(execution) = &mut self.execution {
             execution.asked_for_slot = false;
+            if execution.waits.ended().is_empty() && execution.waits.is_waiting() {
+                // What it was asked for was dropped, and it waits again.
+                return;
+            }
             execution.permit.get_or_insert(permit);
         }
         self.deliver_waits();
@@ -216,8 +258,7 @@ impl Process {
             return;
         };
         let ended = execution.waits.ended();
-        let nothing_open = execution.waits.open.is_empty();
-        if execution.permit.is_none() && (!ended.is_empty() || nothing_open) {
+        if execution.permit.is_none() && (!ended.is_empty() || !execution.waits.is_waiting()) {
             if !execution.asked_for_slot {
                 execution.asked_for_slot = true;
                 self.shared.ask_for_slot(&self.registration, &self.myself);
@@ -229,26 +270,36 @@ impl Process {
         }
     }
 
-    pub(super) fn deliver_wait(&mut self, wait_id: u64) {
-        let wait = self
-            .execution
-            .as_mut()
-            .and_then(|execution| execution.waits.open.remove(&wait_id));
+    fn deliver_wait(&mut self, wait_id: u64) {
+        let Some(execution) = &mut self.execution else {
+            return;
+        };
+        let token = execution.token;
         let Some(OpenWait {
+            signal_name,
+            number,
             phase: Phase::Ended(result),
             reply: Some(reply),
             ..
-        }) = wait
+        }) = execution.waits.open.remove(&wait_id)
         else {
             return;
         };
-        let answer = match result {
+        let event = match result {
             WaitResult::Signal { sequence } => self
                 .event_at(sequence)
                 .map(|event| Some(Arc::unwrap_or_clone(event))),
             WaitResult::TimedOut | WaitResult::Dropped => Ok(None),
         };
-        let _ = reply.send(answer);
+        let actor = self.myself.clone();
+        let delivered =
+            event.map(|event| Delivered::new(event, actor, token, signal_name.clone(), number));
+        if let Err(Ok(unsent)) = reply.send(delivered) {
+            // Dropped just now. Given back here and not by a message, which the engine's next wait
+            // might overtake.
+            let _ = unsent.take();
+            self.wait_unseen(token, &signal_name, number);
+        }
     }
 
     pub(super) fn fail_wait(&mut self, wait_id: u64, error: Error) {
@@ -259,5 +310,7 @@ impl Process {
         if let Some(reply) = wait.and_then(|wait| wait.reply) {
             let _ = reply.send(Err(error));
         }
+        // It goes on, and needs a slot for that.
+        self.deliver_waits();
     }
 }

@@ -5,8 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use tokio::sync::oneshot;
-
+use super::messages::WaitReply;
 use crate::model::event::{EventBody, RuntimeEvent};
 use crate::model::limits::{EVENTS_PAGE_MAX, RUNTIME_EVENT_PREFIX, SIGNAL_EVENT_PREFIX};
 use crate::model::record::Registration;
@@ -21,8 +20,8 @@ const PAGE_BYTES_MAX: usize = 1 << 20;
 pub(crate) struct History {
     /// Sequences of signals by name, in the order of the log.
     signals: HashMap<String, Vec<u64>>,
-    /// What waits returned.
-    results: HashMap<(String, u64), WaitResult>,
+    /// What waits returned, each with the sequence that says so; the last word counts.
+    results: HashMap<(String, u64), (u64, WaitResult)>,
     through: u64,
 }
 
@@ -74,7 +73,8 @@ impl History {
             }) = EventBody::of(event)?
             && result != WaitResult::Dropped
         {
-            self.results.insert((signal_name, number), result);
+            self.results
+                .insert((signal_name, number), (event.sequence, result));
         }
         Ok(())
     }
@@ -85,6 +85,8 @@ impl History {
         for sequences in self.signals.values_mut() {
             sequences.retain(|sequence| *sequence <= last_sequence);
         }
+        self.results
+            .retain(|_, (sequence, _)| *sequence <= last_sequence);
     }
 }
 
@@ -109,7 +111,10 @@ pub(super) struct OpenWait {
     /// Whether `process.waiting` was said for it.
     pub(super) announced: bool,
     pub(super) deadline_ms: Option<u64>,
-    pub(super) reply: Option<oneshot::Sender<Result<Option<ProcessEvent>>>>,
+    /// The id by which the engine knows it.
+    pub(super) listener: u64,
+    /// `None` once the engine has dropped it.
+    pub(super) reply: Option<WaitReply>,
 }
 
 #[derive(Debug, Default)]
@@ -174,7 +179,35 @@ impl Waits {
         self.history
             .results
             .get(&(signal_name.to_owned(), number))
-            .copied()
+            .map(|(_, result)| *result)
+    }
+
+    /// Forgets that a wait timed out whose engine never heard of it: the next one of its number
+    /// waits anew, and what that returns is the last word.
+    pub(super) fn forget_timeout(&mut self, signal_name: &str, number: u64) {
+        let key = (signal_name.to_owned(), number);
+        if let Some((_, WaitResult::TimedOut)) = self.history.results.get(&key) {
+            self.history.results.remove(&key);
+        }
+    }
+
+    /// The open wait that an engine knows by this id.
+    pub(super) fn heard_by(&self, wait_id: u64) -> Option<u64> {
+        self.open
+            .iter()
+            .find(|(_, wait)| wait.listener == wait_id)
+            .map(|(key, _)| *key)
+    }
+
+    /// An open wait that nobody listens to any more and whose signal is on its way to the log: the
+    /// next wait of its number takes its place.
+    pub(super) fn adoptable(&mut self, signal_name: &str, number: u64) -> Option<&mut OpenWait> {
+        self.open.values_mut().find(|wait| {
+            wait.reply.is_none()
+                && wait.number == number
+                && wait.signal_name == signal_name
+                && matches!(wait.phase, Phase::Ending(WaitResult::Signal { .. }))
+        })
     }
 
     /// The signal that a wait of this number takes, if it has arrived.

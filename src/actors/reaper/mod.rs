@@ -143,8 +143,13 @@ impl ReaperState {
 
     fn sweep(&mut self, myself: &ActorRef<ReaperMsg>) {
         if !self.shared.config.recover || self.shared.is_shutting_down() {
+            let error = if self.shared.is_shutting_down() {
+                Error::ShuttingDown
+            } else {
+                Error::invalid("recover", "is switched off", "a store opened with recovery")
+            };
             for waiting in self.waiting.drain(..) {
-                let _ = waiting.send(Err(Error::ShuttingDown));
+                let _ = waiting.send(Err(error.clone()));
             }
             return;
         }

@@ -12,7 +12,7 @@ use crate::actors::dispatcher::QueueEntry;
 use crate::actors::runtime::Shared;
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover};
-use crate::model::{Error, OwnerNumber, Result, StartReason};
+use crate::model::{Error, LeaveReason, OwnerNumber, Result, StartReason};
 use crate::store::keys::Row;
 use crate::store::read::{Index, ProcessSummary, View};
 use crate::store::write_set::{Change, WriteSet};
@@ -85,20 +85,28 @@ impl<'a> Sweep<'a> {
         if let Some(lease) = edges.lease {
             self.named.insert(lease.owner);
         }
+        let cancel_for_parent = self.parent_wants_cancel(view, &head, &facts)?;
         if self.shared.has_task(head.row.incarnation) {
             // It is executed, or code of a lost execution still runs: nothing is begun beside it.
-            return Ok(None);
+            return Ok(cancel_for_parent.map(|by| Task {
+                id: head.id.clone(),
+                row: head.row,
+                action: RecoveryAction::Leave(LeaveReason::Leased),
+                orphaned: None,
+                cancel_for_parent: Some(by),
+            }));
         }
         let own = self.shared.owner().map(|owner| owner.number);
         let orphaned = edges
             .lease
-            .filter(|lease| Some(lease.owner) == own && !self.shared.is_active(&head.id))
+            .filter(|lease| {
+                Some(lease.owner) == own && !self.shared.is_claimed(head.row.incarnation)
+            })
             .map(|lease| lease.token);
         let lease = match orphaned {
             Some(_) => LeaseStanding::Held(OwnerStanding::Dead),
             None => view.lease_standing(edges.lease)?,
         };
-        let cancel_for_parent = self.parent_wants_cancel(view, &head, &facts)?;
         let engine_registered = head
             .engine_kind
             .as_deref()

@@ -32,10 +32,6 @@ fn history(commits: u64) -> (Model, XorShift) {
 
 #[test]
 #[ignore = "what the test below kills"]
-#[expect(
-    clippy::print_stdout,
-    reason = "how the parent learns what was acknowledged"
-)]
 fn the_victim() {
     let path = PathBuf::from(std::env::var(DIRECTORY).unwrap());
     let kv = SledKv::open(&path, busy_options()).unwrap();

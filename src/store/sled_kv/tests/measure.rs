@@ -99,7 +99,6 @@ fn cpu_seconds() -> f64 {
     ticks / 100.0
 }
 
-#[expect(clippy::print_stdout, reason = "a figure is to be seen")]
 fn run(submitters: u64, seconds: u64) {
     let directory =
         tempfile::tempdir_in(std::env::var("MEASURE_DIR").unwrap_or(".".to_owned())).unwrap();
