@@ -22,6 +22,7 @@ mod sessions;
 pub(crate) mod start;
 #[cfg(test)]
 mod tests;
+pub(crate) mod work;
 
 pub(crate) use open::Runtime;
 pub use open::ShutdownReport;

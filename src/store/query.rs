@@ -7,7 +7,7 @@ use super::codec;
 use super::codec::stored::StoredEvent;
 use super::error::StoreError;
 use super::keys::Row;
-use super::read::{IdEntry, Index, View, index_of_originator};
+use super::read::{Created, IdEntry, Index, View, index_of_originator};
 use crate::model::limits::{LIST_PAGE_MAX, SNAPSHOT_EVENTS};
 use crate::model::{
     ObservedProcess, Page, PageCursor, ProcessEvent, ProcessHandleDescriptor, ProcessListFilter,
@@ -92,10 +92,14 @@ impl View {
         if after.as_deref().is_some_and(|key| !index.contains(key)) {
             return Err(QueryError::Cursor);
         }
+        let created = Created {
+            start_ms: filter.created_at_start_ms,
+            end_ms: filter.created_at_end_ms,
+        };
         let mut looked_at = 0;
         loop {
             let fetch = ROWS_PER_SCAN.min(limit.saturating_mul(2).max(16));
-            let rows = self.rows(&index, after.as_deref(), fetch)?;
+            let rows = self.rows_created(&index, &created, after.as_deref(), fetch)?;
             let exhausted = rows.len() < fetch;
             for (key, row) in rows {
                 looked_at += 1;
@@ -203,23 +207,32 @@ impl View {
             .collect()
     }
 
-    /// Everything that is granted to a session, or wakes it, newest change first.
-    pub(crate) fn snapshot(&self, session_id: &str) -> Result<ProcessWorkSnapshot, StoreError> {
+    /// Everything that is granted to a session, or wakes it, in the order of creation. A grant's
+    /// descriptor goes before none; of several frames' grants the root's comes first, by its key.
+    pub(crate) fn visible_to_session(
+        &self,
+        session_id: &str,
+    ) -> Result<Vec<(Row, ProcessHandleDescriptor)>, StoreError> {
         let mut visible: Vec<(Row, ProcessHandleDescriptor)> = self
             .grants_of_session(session_id)?
             .into_iter()
             .map(|(_, row, descriptor)| (row, descriptor))
             .collect();
-        // A grant's descriptor goes before none: the sort is stable and grants came first. Of
-        // several frames' grants the root's comes first, by its key.
         visible.extend(
             self.watched_by_session(session_id)?
                 .into_iter()
                 .map(|(_, row)| (row, ProcessHandleDescriptor::default())),
         );
+        // Stable: what comes first stays first.
         visible.sort_by_key(|(row, _)| *row);
         visible.dedup_by_key(|(row, _)| *row);
-        self.snapshot_of(session_id, visible)
+        Ok(visible)
+    }
+
+    /// The same as a snapshot, newest change first.
+    #[cfg(test)]
+    pub(crate) fn snapshot(&self, session_id: &str) -> Result<ProcessWorkSnapshot, StoreError> {
+        self.snapshot_of(session_id, self.visible_to_session(session_id)?)
     }
 
     /// A snapshot of these processes.
