@@ -10,8 +10,8 @@ use super::keys::Row;
 use super::read::{Created, IdEntry, Index, View, index_of_originator};
 use crate::model::limits::{LIST_PAGE_MAX, SNAPSHOT_EVENTS};
 use crate::model::{
-    ObservedProcess, Page, PageCursor, ProcessEvent, ProcessHandleDescriptor, ProcessListFilter,
-    ProcessOriginator, ProcessWorkItem, ProcessWorkSnapshot, StatusFilter,
+    ObservedProcess, ObservedProcessEvent, Page, PageCursor, ProcessHandleDescriptor,
+    ProcessListFilter, ProcessOriginator, ProcessWorkItem, ProcessWorkSnapshot, StatusFilter,
 };
 
 /// Most rows that one page looks at: a filter that admits little answers with a short page and a
@@ -171,7 +171,7 @@ impl View {
         &self,
         process: &ObservedProcess,
         count: usize,
-    ) -> Result<Vec<ProcessEvent>, StoreError> {
+    ) -> Result<Vec<ObservedProcessEvent>, StoreError> {
         let mut from = (process.last_sequence + 1)
             .saturating_sub(count as u64)
             .max(1);
@@ -180,10 +180,12 @@ impl View {
         // A log reads forwards only, and a page ends with its bytes: whoever took the first page
         // for all of it would show the oldest and miss the newest.
         while from <= process.last_sequence {
+            // No more than there are: what is told when to stop does not look for a next one.
+            let left = usize::try_from(process.last_sequence + 1 - from).unwrap_or(count);
             let page = self.raw().events(
                 process.incarnation.get(),
                 from,
-                count,
+                left,
                 SNAPSHOT_EVENT_BYTES_MAX,
             )?;
             let Some((last, _)) = page.last() else { break };
@@ -197,13 +199,7 @@ impl View {
             }
         }
         kept.into_iter()
-            .map(|(sequence, value)| {
-                codec::decode::<StoredEvent>(&value)?.into_event(
-                    &process.process_id,
-                    process.incarnation,
-                    sequence,
-                )
-            })
+            .map(|(sequence, value)| codec::decode::<StoredEvent>(&value)?.into_observed(sequence))
             .collect()
     }
 
@@ -251,11 +247,7 @@ impl View {
         found.sort_by_key(|(position, ..)| std::cmp::Reverse(*position));
         let mut items = Vec::with_capacity(found.len());
         for (_, process, descriptor) in found {
-            let events = self
-                .last_events(&process, SNAPSHOT_EVENTS)?
-                .into_iter()
-                .map(|event| event.observed())
-                .collect();
+            let events = self.last_events(&process, SNAPSHOT_EVENTS)?;
             items.push(ProcessWorkItem {
                 kind: descriptor.kind.clone().or_else(|| process.kind.clone()),
                 label: descriptor.label.clone().or_else(|| process.label.clone()),
