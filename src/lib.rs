@@ -9,9 +9,10 @@ mod store;
 
 pub use actors::{RecoveryReport, RecoveryStep, ShutdownReport};
 pub use api::{
-    Effect, EffectController, EffectExecution, EffectOutcome, InMemoryStore, InlineEffects,
-    JournaledEffects, ProcessWorkObserver, Processes, ScopedEffectController, SessionHandle,
-    SessionProcessAdmin, ShutdownOptions, StoreStats, Subscription, Supervisor, SupervisorBuilder,
+    ChangeFeed, Effect, EffectController, EffectExecution, EffectOutcome, InMemoryStore,
+    InlineEffects, JournaledEffects, ProcessWorkObserver, Processes, ScopedEffectController,
+    SessionHandle, SessionProcessAdmin, SessionWatch, ShutdownOptions, StoreStats, Subscription,
+    Supervisor, SupervisorBuilder,
 };
 pub use engines::{
     CancelReason, EngineFailure, EngineResult, PayloadProblem, ProcessContext, ProcessEngine,

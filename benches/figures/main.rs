@@ -1,6 +1,7 @@
 //! Figures: one line of JSON each.
 //!
-//! `cargo bench --bench figures -- NAME [--seconds N] [--dir DIR]`. Without a name, all of them.
+//! `cargo bench --bench figures -- NAME [--seconds N] [--quick] [--dir DIR]`. Without a name, all of
+//! them.
 
 #![expect(
     clippy::print_stdout,
@@ -12,6 +13,7 @@
 mod append;
 mod floor;
 mod load;
+mod sessions;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,18 +23,25 @@ use std::time::Duration;
 pub(crate) struct Ask {
     /// How long each throughput is measured.
     pub(crate) seconds: Duration,
+    /// Whether to leave out what takes long to set up.
+    pub(crate) quick: bool,
     /// On which disk.
     pub(crate) dir: PathBuf,
 }
 
 type Figure = (&'static str, fn(&Ask));
 
-const FIGURES: &[Figure] = &[("append", append::run)];
+const FIGURES: &[Figure] = &[
+    ("append", append::run),
+    ("sessions", sessions::run),
+    ("subscribers", sessions::subscribers),
+];
 
 fn main() {
     let mut names = Vec::new();
     let mut ask = Ask {
         seconds: Duration::from_secs(30),
+        quick: false,
         // Not the temporary directory: that may be memory.
         dir: std::env::current_dir()
             .expect("a current directory")
@@ -47,6 +56,7 @@ fn main() {
                 let seconds = args.next().and_then(|text| text.parse().ok());
                 ask.seconds = Duration::from_secs_f64(seconds.expect("--seconds takes a number"));
             }
+            "--quick" => ask.quick = true,
             "--dir" => ask.dir = PathBuf::from(args.next().expect("--dir takes a directory")),
             name => names.push(name.to_owned()),
         }

@@ -4,13 +4,18 @@
 //! events in a short tail. A reader that has fallen behind the tail reads the log. So a slow or
 //! stalled subscriber costs a commit nothing (E7) and holds no more memory than a fast one.
 
+mod watcher;
+
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::model::{Incarnation, ProcessEvent, SessionScope};
+
+pub(crate) use watcher::Watcher;
 
 /// Most events that a tail keeps.
 const TAIL_EVENTS_MAX: usize = 256;
@@ -39,11 +44,31 @@ struct LogChannel {
     tail: Mutex<Tail>,
 }
 
+/// A scope's grant on a process.
+pub(crate) type GrantOf = (SessionScope, Incarnation);
+
+/// What a watcher can be told of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Topic {
+    /// Any change of a process.
+    Process(Incarnation),
+    /// The grants and wakes of exactly this scope.
+    Scope(SessionScope),
+    /// The same of a session, its frames included, those yet unknown too.
+    Session(String),
+}
+
 /// What the subscribers of all processes and scopes listen to.
 #[derive(Debug)]
 pub(crate) struct Hub {
     logs: DashMap<Incarnation, Arc<LogChannel>>,
     scopes: DashMap<SessionScope, watch::Sender<u64>>,
+    /// How often each grant that somebody reads by was taken away.
+    grants: DashMap<GrantOf, watch::Sender<u64>>,
+    /// The bells of watchers, by what each watches.
+    bells: DashMap<Topic, Vec<Arc<Notify>>>,
+    /// How many watchers there are: without one, a publisher looks nowhere.
+    watchers: AtomicUsize,
     /// Rises with every change of any process.
     changes: watch::Sender<u64>,
 }
@@ -53,6 +78,9 @@ impl Default for Hub {
         Self {
             logs: DashMap::new(),
             scopes: DashMap::new(),
+            grants: DashMap::new(),
+            bells: DashMap::new(),
+            watchers: AtomicUsize::new(0),
             changes: watch::Sender::new(0),
         }
     }
@@ -66,7 +94,7 @@ impl Hub {
         events: &[(Arc<ProcessEvent>, usize)],
         ended: bool,
     ) {
-        self.changed();
+        self.changed(incarnation);
         let Some(last) = events.last().map(|(event, _)| event.sequence) else {
             return;
         };
@@ -87,7 +115,7 @@ impl Hub {
 
     /// Tells the listeners of a log to look at the store themselves.
     pub(crate) fn nudge(&self, incarnation: Incarnation) {
-        self.changed();
+        self.changed(incarnation);
         if let Some(channel) = self.logs.get(&incarnation) {
             channel
                 .progress
@@ -105,12 +133,30 @@ impl Hub {
         for scope in &self.scopes {
             scope.send_modify(|version| *version += 1);
         }
-        self.changed();
+        for bells in &self.bells {
+            bells.iter().for_each(|bell| bell.notify_one());
+        }
+        self.changes.send_modify(|version| *version += 1);
     }
 
-    fn changed(&self) {
+    fn changed(&self, incarnation: Incarnation) {
         if self.changes.receiver_count() > 0 {
             self.changes.send_modify(|version| *version += 1);
+        }
+        if self.is_watched() {
+            self.ring(&Topic::Process(incarnation));
+        }
+    }
+
+    /// A watcher that is counted after this looked sees in the store what this is about: the store
+    /// shows a commit before anybody is told of it.
+    fn is_watched(&self) -> bool {
+        self.watchers.load(Ordering::SeqCst) > 0
+    }
+
+    fn ring(&self, topic: &Topic) {
+        if let Some(bells) = self.bells.get(topic) {
+            bells.iter().for_each(|bell| bell.notify_one());
         }
     }
 
@@ -119,25 +165,51 @@ impl Hub {
         if let Some(channel) = self.scopes.get(scope) {
             channel.send_modify(|version| *version += 1);
         }
+        if self.is_watched() {
+            self.ring(&Topic::Scope(scope.clone()));
+            self.ring(&Topic::Session(scope.session_id.clone()));
+        }
+    }
+
+    /// Tells whoever reads by a grant that it was taken away, even if it was given again since.
+    pub(crate) fn revoked(&self, grant: &GrantOf) {
+        if let Some(channel) = self.grants.get(grant) {
+            channel.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// Listens to the end of a grant.
+    pub(crate) fn listen_grant(self: &Arc<Self>, grant: GrantOf) -> GrantListener {
+        let times = self
+            .grants
+            .entry(grant.clone())
+            .or_insert_with(|| watch::Sender::new(0))
+            .subscribe();
+        GrantListener {
+            hub: Arc::clone(self),
+            grant,
+            times: Some(times),
+        }
     }
 
     /// Listens to a log. What is durable before this call is in the store, what becomes durable
     /// after it is told here: registering first and reading then loses nothing (W2, E6).
     pub(crate) fn listen(self: &Arc<Self>, incarnation: Incarnation) -> LogListener {
-        let channel = self
-            .logs
-            .entry(incarnation)
-            .or_insert_with(|| {
-                Arc::new(LogChannel {
-                    progress: watch::Sender::new(Progress::default()),
-                    tail: Mutex::default(),
-                })
+        let entry = self.logs.entry(incarnation).or_insert_with(|| {
+            Arc::new(LogChannel {
+                progress: watch::Sender::new(Progress::default()),
+                tail: Mutex::default(),
             })
-            .clone();
+        });
+        // Counted while the entry is held: the last listener before this one, on its way out,
+        // would otherwise take the channel off the map, and nobody would ever be told anything.
+        let progress = Some(entry.progress.subscribe());
+        let channel = Arc::clone(&entry);
+        drop(entry);
         LogListener {
             hub: Arc::clone(self),
             incarnation,
-            progress: Some(channel.progress.subscribe()),
+            progress,
             channel,
         }
     }
@@ -161,10 +233,15 @@ impl Hub {
         self.changes.subscribe()
     }
 
-    /// Logs and scopes that somebody listens to.
+    /// Logs, scopes and grants that somebody listens to, and topics that somebody watches.
     #[cfg(test)]
-    pub(crate) fn listened(&self) -> (usize, usize) {
-        (self.logs.len(), self.scopes.len())
+    pub(crate) fn listened(&self) -> [usize; 4] {
+        [
+            self.logs.len(),
+            self.scopes.len(),
+            self.grants.len(),
+            self.bells.len(),
+        ]
     }
 }
 
@@ -285,64 +362,59 @@ impl Drop for ScopeListener {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Payload;
+/// A registration with a grant; dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct GrantListener {
+    hub: Arc<Hub>,
+    grant: GrantOf,
+    times: Option<watch::Receiver<u64>>,
+}
 
-    fn event(sequence: u64) -> (Arc<ProcessEvent>, usize) {
-        let event = ProcessEvent {
-            process_id: "p".into(),
-            incarnation: Incarnation(1),
-            sequence,
-            event_type: "e".into(),
-            payload: Payload::default(),
-            occurred_at_ms: 0,
-            replay_key: None,
-        };
-        (Arc::new(event), 4)
-    }
-
-    fn sequences(found: Option<Vec<Arc<ProcessEvent>>>) -> Option<Vec<u64>> {
-        found.map(|events| events.iter().map(|event| event.sequence).collect())
-    }
-
-    #[test]
-    fn a_tail_is_contiguous_and_bounded() {
-        let hub = Arc::new(Hub::default());
-        let mut listener = hub.listen(Incarnation(1));
-        for sequence in 1..=300 {
-            hub.publish(Incarnation(1), &[event(sequence)], false);
+impl GrantListener {
+    /// Waits until the grant is taken away. Once it was, [`GrantListener::is_lost`] says so too.
+    ///
+    /// # Cancel safety
+    /// Safe to drop and to call again.
+    pub(crate) async fn lost(&self) {
+        if let Some(times) = &self.times {
+            let mut times = times.clone();
+            if times.changed().await.is_ok() {
+                return;
+            }
         }
-        assert_eq!(listener.seen().last_sequence, 300);
-        assert_eq!(
-            sequences(listener.tail_after(297, 9)),
-            Some(vec![298, 299, 300])
-        );
-        assert_eq!(
-            sequences(listener.tail_after(43, 9)),
-            None,
-            "fell out of the tail"
-        );
-        assert_eq!(sequences(listener.tail_after(300, 9)), None);
-        hub.publish(Incarnation(1), &[event(302)], false);
-        assert_eq!(
-            sequences(listener.tail_after(299, 9)),
-            None,
-            "a gap is never bridged"
-        );
+        std::future::pending().await
     }
 
-    #[test]
-    fn w4_dropping_the_last_listener_leaves_nothing_behind() {
-        let hub = Arc::new(Hub::default());
-        let first = hub.listen(Incarnation(1));
-        let second = hub.listen(Incarnation(1));
-        let scope = hub.listen_scope(&SessionScope::new("s"));
-        assert_eq!(hub.listened(), (1, 1));
-        drop(first);
-        assert_eq!(hub.listened(), (1, 1));
-        drop((second, scope));
-        assert_eq!(hub.listened(), (0, 0));
+    /// Whether it was taken away since this listens. Never becomes false again.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.times
+            .as_ref()
+            .is_none_or(|times| times.has_changed().unwrap_or(true))
+    }
+
+    pub(crate) fn scope(&self) -> &SessionScope {
+        &self.grant.0
     }
 }
+
+impl Clone for GrantListener {
+    fn clone(&self) -> Self {
+        Self {
+            hub: Arc::clone(&self.hub),
+            grant: self.grant.clone(),
+            times: self.times.clone(),
+        }
+    }
+}
+
+impl Drop for GrantListener {
+    fn drop(&mut self) {
+        self.times = None;
+        self.hub
+            .grants
+            .remove_if(&self.grant, |_, channel| channel.receiver_count() == 0);
+    }
+}
+
+#[cfg(test)]
+mod tests;

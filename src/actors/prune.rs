@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::reads::blocking;
 use super::runtime::Shared;
 use crate::model::retention::may_prune;
 use crate::model::{Error, Incarnation, ProcessPruneReport, PruneSelector, Result};
+use crate::store::error::StoreError;
 use crate::store::keys::Row;
 use crate::store::read::FeedEntry;
 use crate::store::write_set::{Change, CommitError, Refusal, WriteSet};
@@ -138,7 +141,7 @@ impl Shared {
         Ok((candidates, next))
     }
 
-    async fn prune_group(&self, group: &[(String, Row)]) -> Result<ProcessPruneReport> {
+    async fn prune_group(self: &Arc<Self>, group: &[(String, Row)]) -> Result<ProcessPruneReport> {
         let mut waits = Vec::with_capacity(group.len());
         for (id, row) in group {
             let set = WriteSet::new(
@@ -149,15 +152,25 @@ impl Shared {
                     at_ms: self.now_ms(),
                 }],
             );
-            waits.push((id, row, self.store.commit_wait(set)));
+            let (answer, wait) = oneshot::channel();
+            let (shared, pruned, incarnation) = (Arc::clone(self), id.clone(), row.incarnation);
+            self.store.commit(
+                set,
+                // Told here, because the caller may be gone when it commits.
+                Box::new(move |result| {
+                    shared.written_by_others(&pruned, incarnation);
+                    let _ = answer.send(result);
+                }),
+            );
+            waits.push((id, wait));
         }
         let mut report = ProcessPruneReport::default();
-        for (id, row, wait) in waits {
-            match wait.await {
-                Ok(receipt) => {
-                    report.add(receipt.pruned);
-                    self.hub.nudge(row.incarnation);
-                }
+        for (id, wait) in waits {
+            let result = wait
+                .await
+                .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)));
+            match result {
+                Ok(receipt) => report.add(receipt.pruned),
                 // Another prune was faster.
                 Err(CommitError::Refused(Refusal::Gone)) => {}
                 Err(error) => return Err(super::errors::commit_error(id, error)),

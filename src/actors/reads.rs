@@ -7,9 +7,9 @@ use super::process::{Answer, HostCommand};
 use super::runtime::Shared;
 use crate::model::limits::EVENTS_PAGE_MAX;
 use crate::model::{
-    CompletionAuthority, Error, Incarnation, ObservedProcess, Page, PageRequest,
-    ProcessAwaitOutput, ProcessCancelSummary, ProcessEvent, ProcessListFilter, ProcessRecord,
-    ProcessStatus, ProcessWorkSnapshot, QueuedReason, Result, SessionScope, ids,
+    CompletionAuthority, Error, ObservedProcess, Page, PageRequest, ProcessAwaitOutput,
+    ProcessCancelSummary, ProcessEvent, ProcessListFilter, ProcessRecord, ProcessStatus,
+    QueuedReason, Result, SessionScope, ids,
 };
 use crate::store::keys::Row;
 use crate::store::read::{IdEntry, Index, LoadedProcess, View};
@@ -68,17 +68,18 @@ impl Shared {
     }
 
     /// Adds what only the runtime knows about a process.
-    fn complete(&self, mut process: ObservedProcess) -> ObservedProcess {
+    pub(super) fn complete(&self, process: &mut ObservedProcess) {
         if process.facets.queued {
             process.queued_reason = match &process.engine_kind {
                 Some(kind) if self.engine(kind).is_none() => {
                     Some(QueuedReason::UnregisteredEngine { kind: kind.clone() })
                 }
                 _ if !self.config.recover => Some(QueuedReason::RecoveryOff),
+                // Its time has not come yet, whatever slots are free.
+                _ if process.facets.backing_off => None,
                 _ => Some(QueuedReason::Slot),
             };
         }
-        process
     }
 
     pub(crate) fn get(&self, id: &str) -> Result<Option<ObservedProcess>> {
@@ -86,7 +87,11 @@ impl Shared {
         let view = self.view()?;
         match view.id(id)? {
             Some(IdEntry::Live(row)) => {
-                Ok(view.observe_row(row)?.map(|process| self.complete(process)))
+                let mut found = view.observe_row(row)?;
+                if let Some(process) = &mut found {
+                    self.complete(process);
+                }
+                Ok(found)
             }
             Some(IdEntry::Pruned(_)) | None => Ok(None),
         }
@@ -115,11 +120,15 @@ impl Shared {
         let shared = Arc::clone(self);
         let filter = filter.clone();
         blocking(move || {
-            let listed = shared.view()?.list(scope.index().as_ref(), &filter)?;
-            Ok(listed
-                .into_iter()
-                .map(|process| shared.complete(process))
-                .collect())
+            let mut listed = shared.view()?.list(scope.index().as_ref(), &filter)?;
+            // This one index goes by scope first: a session's frames come one after the other.
+            if let Some(Index::OriginatedBySession(_)) = scope.index() {
+                listed.sort_by_key(|process| (process.created_at_ms, process.incarnation));
+            }
+            for process in &mut listed {
+                shared.complete(process);
+            }
+            Ok(listed)
         })
         .await
     }
@@ -136,104 +145,36 @@ impl Shared {
         let shared = Arc::clone(self);
         let (filter, page) = (filter.clone(), page.clone());
         blocking(move || {
-            let found = shared.view()?.list_page(
+            let mut found = shared.view()?.list_page(
                 scope.index(),
                 &filter,
                 page.cursor.as_ref(),
                 page.limit,
             )?;
-            Ok(Page {
-                items: found
-                    .items
-                    .into_iter()
-                    .map(|process| shared.complete(process))
-                    .collect(),
-                next: found.next,
-            })
-        })
-        .await
-    }
-
-    pub(crate) async fn snapshot(
-        self: &Arc<Self>,
-        session_id: String,
-    ) -> Result<ProcessWorkSnapshot> {
-        ids::check_id("session_id", &session_id)?;
-        let shared = Arc::clone(self);
-        blocking(move || {
-            let mut snapshot = shared.view()?.snapshot(&session_id)?;
-            for item in &mut snapshot.items {
-                item.process = shared.complete(item.process.clone());
+            for process in &mut found.items {
+                shared.complete(process);
             }
-            Ok(snapshot)
+            Ok(found)
         })
         .await
     }
 
-    /// What is granted to any of these scopes of one session, from one consistent state.
-    pub(crate) async fn list_granted(
-        self: &Arc<Self>,
-        scopes: Vec<SessionScope>,
-        filter: &ProcessListFilter,
-    ) -> Result<Vec<ObservedProcess>> {
-        let shared = Arc::clone(self);
-        let filter = filter.clone();
-        blocking(move || {
-            let view = shared.view()?;
-            let mut found: Vec<ObservedProcess> = Vec::new();
-            for scope in scopes {
-                found.extend(view.list(Some(&Index::GrantedTo(scope)), &filter)?);
-            }
-            found.sort_by_key(|process| (process.created_at_ms, process.incarnation));
-            found.dedup_by_key(|process| process.incarnation);
-            Ok(found
-                .into_iter()
-                .map(|process| shared.complete(process))
-                .collect())
-        })
-        .await
-    }
-
-    /// What is granted to any of these scopes of one session, as a snapshot.
-    pub(crate) async fn snapshot_granted(
-        self: &Arc<Self>,
-        scopes: Vec<SessionScope>,
-    ) -> Result<ProcessWorkSnapshot> {
-        let shared = Arc::clone(self);
-        blocking(move || {
-            let session_id = scopes
-                .first()
-                .map(|scope| scope.session_id.clone())
-                .unwrap_or_default();
-            let view = shared.view()?;
-            let mut visible: Vec<_> = view
-                .grants_of_session(&session_id)?
-                .into_iter()
-                .filter(|(granted_to, _, _)| scopes.contains(granted_to))
-                .map(|(_, row, descriptor)| (row, descriptor))
-                .collect();
-            visible.sort_by_key(|(row, _)| *row);
-            visible.dedup_by_key(|(row, _)| *row);
-            let mut snapshot = view.snapshot_of(&session_id, visible)?;
-            for item in &mut snapshot.items {
-                item.process = shared.complete(item.process.clone());
-            }
-            Ok(snapshot)
-        })
-        .await
-    }
-
-    /// One page of a log.
-    pub(crate) fn events_page(
+    /// One page of the log of an incarnation, from one state in which it is there: what is left of
+    /// a pruned log is being erased and not to be read.
+    pub(crate) fn log_page(
         &self,
+        view: &View,
         id: &str,
-        incarnation: Incarnation,
+        row: Row,
         after_sequence: u64,
         limit: usize,
     ) -> Result<Vec<ProcessEvent>> {
-        Ok(self.view()?.events(
+        if view.front(row)?.is_none() {
+            return Err(gone(view, id, row)?);
+        }
+        Ok(view.events(
             id,
-            incarnation,
+            row.incarnation,
             after_sequence.saturating_add(1),
             limit,
             EVENTS_PAGE_BYTES_MAX,
@@ -258,10 +199,8 @@ impl Shared {
             let mut events: Vec<ProcessEvent> = Vec::new();
             let mut after = after_sequence;
             while after < last {
-                let page = shared.events_page(&id, row.incarnation, after, EVENTS_PAGE_MAX)?;
+                let page = shared.log_page(&shared.view()?, &id, row, after, EVENTS_PAGE_MAX)?;
                 let Some(newest) = page.last().map(|event| event.sequence) else {
-                    // Pruned while it was read.
-                    shared.row_of(&shared.view()?, &id)?;
                     break;
                 };
                 after = newest;
@@ -276,15 +215,7 @@ impl Shared {
     pub(crate) fn outcome(&self, id: &str, row: Row) -> Result<Option<ProcessAwaitOutput>> {
         let view = self.view()?;
         let Some(front) = view.front(row)? else {
-            let gone = view.tombstone(row.incarnation)?;
-            return Err(match gone {
-                Some((_, tombstone)) => Error::NoLongerRetained {
-                    process_id: id.to_owned(),
-                    status: tombstone.status,
-                    pruned_at: tombstone.pruned_at_ms,
-                },
-                None => Error::unknown(id),
-            });
+            return Err(gone(&view, id, row)?);
         };
         if front.terminal_at_ms().is_none() {
             return Ok(None);
@@ -319,6 +250,9 @@ impl Shared {
             listener.seen();
             if let Some(output) = self.outcome(id, row)? {
                 return Ok(output);
+            }
+            if self.is_closed() {
+                return Err(Error::ShuttingDown);
             }
             loop {
                 if !listener.changed().await {
@@ -395,6 +329,18 @@ impl Shared {
                 what: format!("environment {hash}: {error}"),
             })
     }
+}
+
+/// What became of an incarnation that is not there any more.
+pub(crate) fn gone(view: &View, id: &str, row: Row) -> Result<Error> {
+    Ok(match view.tombstone(row.incarnation)? {
+        Some((_, tombstone)) => Error::NoLongerRetained {
+            process_id: id.to_owned(),
+            status: tombstone.status,
+            pruned_at: tombstone.pruned_at_ms,
+        },
+        None => Error::unknown(id),
+    })
 }
 
 fn unexpected(id: &str) -> Error {

@@ -4,17 +4,21 @@
 //! commits, and sends it without waiting. Scopes hear of a change before the caller is answered,
 //! so that after a revocation has returned nothing more reaches the scope (G5).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
 use super::errors::{commit_error, not_granted};
+use super::hub::GrantOf;
 use super::runtime::Shared;
 use crate::model::limits::TRANSFER_IDS_MAX;
 use crate::model::{Error, ProcessHandleDescriptor, Result, SessionScope};
 use crate::store::read::IdEntry;
-use crate::store::write_set::{Change, CommitError, Condition, Refusal, WriteSet};
+use crate::store::write_set::{
+    Change, CommitError, CommitResult, Condition, Receipt, Refusal, WriteSet,
+};
 
 /// What the registry is told.
 #[derive(Debug)]
@@ -37,9 +41,14 @@ pub(crate) enum RegistryMsg {
         from: Vec<SessionScope>,
         to: SessionScope,
         process_ids: Vec<String>,
+        /// How often it was refused although the look before had found it possible.
+        tries: u32,
         done: oneshot::Sender<Result<()>>,
     },
 }
+
+/// How often a transfer looks again because somebody else moved a grant meanwhile.
+const TRIES_MAX: u32 = 16;
 
 pub(crate) struct Registry;
 
@@ -58,7 +67,7 @@ impl Actor for Registry {
 
     async fn handle(
         &self,
-        _myself: ActorRef<RegistryMsg>,
+        myself: ActorRef<RegistryMsg>,
         message: RegistryMsg,
         shared: &mut Arc<Shared>,
     ) -> Result<(), ActorProcessingErr> {
@@ -70,7 +79,8 @@ impl Actor for Registry {
                 done,
             } => {
                 let plan = plan_grant(shared, &scope, &process_id, descriptor);
-                send(shared, plan, vec![scope], process_id, done);
+                let answer = move |result| drop(done.send(answered(&process_id, result)));
+                send(shared, plan, vec![scope], answer);
             }
             RegistryMsg::Revoke {
                 scope,
@@ -78,16 +88,36 @@ impl Actor for Registry {
                 done,
             } => {
                 let plan = plan_revoke(shared, &scope, &process_id);
-                send(shared, plan, vec![scope], process_id, done);
+                let answer = move |result| drop(done.send(answered(&process_id, result)));
+                send(shared, plan, vec![scope], answer);
             }
             RegistryMsg::Transfer {
                 from,
                 to,
                 process_ids,
+                tries,
                 done,
             } => {
                 let plan = plan_transfer(shared, &from, &to, &process_ids);
-                send_transfer(shared, plan, from, to, process_ids, done);
+                let scopes = from.iter().chain([&to]).cloned().collect();
+                send(shared, plan, scopes, move |result| {
+                    if tries < TRIES_MAX && is_not_granted(&result) {
+                        // Somebody took a grant away between the look and the commit: the next
+                        // look says whose.
+                        let again = RegistryMsg::Transfer {
+                            from,
+                            to,
+                            process_ids,
+                            tries: tries + 1,
+                            done,
+                        };
+                        // Where the registry is gone, its caller hears that from the channel.
+                        let _ = myself.cast(again);
+                        return;
+                    }
+                    let named = process_ids.first().map_or("(none)", String::as_str);
+                    let _ = done.send(answered(named, result));
+                });
             }
         }
         Ok(())
@@ -161,25 +191,22 @@ fn plan_transfer(
         ));
     }
     let view = shared.view()?;
-    let mut ids: Vec<&String> = process_ids.iter().collect();
-    ids.sort_unstable();
-    ids.dedup();
+    let mut seen = HashSet::new();
     let mut missing = Vec::new();
     let mut conditions = Vec::new();
     let mut changes = Vec::new();
-    for id in ids {
+    for id in process_ids.iter().filter(|id| seen.insert(id.as_str())) {
         crate::model::ids::check_id("process_ids", id)?;
-        let mut held = None;
+        let mut held = Vec::new();
         if let Some(IdEntry::Live(row)) = view.id(id)? {
             // A frame's own grant goes before its session's.
             for scope in from.iter().rev() {
                 if let Some(descriptor) = view.grant(scope, row)? {
-                    held = Some((row, scope, descriptor));
-                    break;
+                    held.push((row, scope, descriptor));
                 }
             }
         }
-        let Some((row, holder, descriptor)) = held else {
+        let Some((row, holder, descriptor)) = held.first().cloned() else {
             missing.push(id.clone());
             continue;
         };
@@ -190,10 +217,14 @@ fn plan_transfer(
             row,
             scope: holder.clone(),
         });
-        changes.push(Change::Revoke {
-            row,
-            scope: holder.clone(),
-        });
+        // G2: a session that holds it in its frame and in its root gives both, or it would still
+        // hold what it gave away.
+        for (_, scope, _) in held.iter().filter(|(_, scope, _)| *scope != to) {
+            changes.push(Change::Revoke {
+                row,
+                scope: (*scope).clone(),
+            });
+        }
         changes.push(Change::Grant {
             row,
             scope: to.clone(),
@@ -209,64 +240,57 @@ fn plan_transfer(
     Ok(Some(WriteSet::new(conditions, changes)))
 }
 
+/// What became of a plan.
+type Sent = std::result::Result<CommitResult, Error>;
+
+/// Sends a plan. Scopes hear of it before it is answered, so that what their subscribers are given
+/// after the answer knows of it.
 fn send(
     shared: &Arc<Shared>,
     plan: Plan,
     scopes: Vec<SessionScope>,
-    process_id: String,
-    done: oneshot::Sender<Result<()>>,
+    answer: impl FnOnce(Sent) + Send + 'static,
 ) {
     let set = match plan {
         Ok(Some(set)) => set,
-        Ok(None) => {
-            let _ = done.send(Ok(()));
-            return;
-        }
-        Err(error) => {
-            let _ = done.send(Err(error));
-            return;
-        }
+        Ok(None) => return answer(Ok(Ok(Receipt::default()))),
+        Err(error) => return answer(Err(error)),
     };
     let hub = Arc::clone(&shared.hub);
+    let taken = taken_away(&set.changes);
     shared.store.commit(
         set,
         Box::new(move |result| {
+            if !matches!(result, Err(CommitError::Refused(_))) {
+                taken.iter().for_each(|grant| hub.revoked(grant));
+            }
             for scope in &scopes {
                 hub.scope_changed(scope);
             }
-            let answer = match result {
-                // Revoked before: as it should be.
-                Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(()),
-                Err(error) => Err(commit_error(&process_id, error)),
-            };
-            let _ = done.send(answer);
+            answer(Ok(result));
         }),
     );
 }
 
-fn send_transfer(
-    shared: &Arc<Shared>,
-    plan: Plan,
-    from: Vec<SessionScope>,
-    to: SessionScope,
-    process_ids: Vec<String>,
-    done: oneshot::Sender<Result<()>>,
-) {
-    let (answer, answered) = oneshot::channel();
-    let retry = Arc::clone(shared);
-    let scopes = from.iter().chain([&to]).cloned().collect();
-    send(shared, plan, scopes, process_ids.join(", "), answer);
-    tokio::spawn(async move {
-        let mut result = answered.await.unwrap_or(Err(Error::ShuttingDown));
-        if matches!(result, Err(Error::NotGranted { ref scope, .. }) if scope.is_empty()) {
-            // Somebody took a grant away between the look and the commit: say which.
-            result = match plan_transfer(&retry, &from, &to, &process_ids) {
-                Err(error) => Err(error),
-                Ok(_) => Err(not_granted(named(&from), process_ids)),
-            };
-        }
-        let _ = done.send(result);
+/// The grants that changes take away.
+pub(super) fn taken_away(changes: &[Change]) -> Vec<GrantOf> {
+    let taken = changes.iter().filter_map(|change| match change {
+        Change::Revoke { row, scope } => Some((scope.clone(), row.incarnation)),
+        _ => None,
     });
+    taken.collect()
+}
+
+fn is_not_granted(sent: &Sent) -> bool {
+    matches!(sent, Ok(Err(CommitError::Refused(Refusal::NotGranted))))
+}
+
+fn answered(process_id: &str, sent: Sent) -> Result<()> {
+    match sent? {
+        // Revoked before: as it should be.
+        Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(()),
+        Err(error) => Err(commit_error(process_id, error)),
+    }
 }
 
 impl Shared {
@@ -332,6 +356,7 @@ impl Shared {
             from: from.to_vec(),
             to: to.clone(),
             process_ids: process_ids.to_vec(),
+            tries: 0,
             done,
         })
         .await

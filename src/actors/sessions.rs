@@ -3,15 +3,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::errors::commit_error;
 use super::reads::blocking;
+use super::registry::taken_away;
 use super::runtime::Shared;
 use crate::model::limits::LIST_PAGE_MAX;
 use crate::model::{
     Error, ProcessWake, Result, RevokedGrant, SessionDeleteReport, SessionScope, ids,
 };
+use crate::store::error::StoreError;
 use crate::store::keys::Row;
-use crate::store::write_set::{Change, CommitError, Refusal, WriteSet};
+use crate::store::write_set::{Change, CommitError, CommitResult, Refusal, WriteSet};
 
 /// Changes of one commit at the most: a large session goes in several.
 const CHANGES_MAX: usize = 500;
@@ -95,19 +99,17 @@ impl Shared {
         changes.extend(found.scopes.iter().map(|scope| Change::ForgetWakeScope {
             scope: scope.clone(),
         }));
+        let mut scopes = found.scopes.clone();
+        scopes.extend(found.grants.iter().map(|(scope, ..)| scope.clone()));
+        let scopes: Vec<SessionScope> = scopes.into_iter().collect();
         while !changes.is_empty() {
             let rest = changes.split_off(changes.len().min(CHANGES_MAX));
-            let set = WriteSet::new(Vec::new(), std::mem::replace(&mut changes, rest));
-            match self.store.commit_wait(set).await {
+            let changed = std::mem::replace(&mut changes, rest);
+            match self.commit_edges(changed, scopes.clone()).await {
                 Ok(receipt) => report.wakes_discarded += receipt.wakes_discarded,
                 Err(CommitError::Refused(Refusal::NothingToDo)) => {}
                 Err(error) => return Err(commit_error("(session)", error)),
             }
-        }
-        let mut scopes = found.scopes.clone();
-        scopes.extend(found.grants.iter().map(|(scope, ..)| scope.clone()));
-        for scope in &scopes {
-            self.hub.scope_changed(scope);
         }
         Ok(())
     }
@@ -158,10 +160,10 @@ impl Shared {
                 scope: scope.clone(),
                 position: wake_id,
             },
+            vec![scope.clone()],
         )
-        .await?;
-        self.hub.scope_changed(scope);
-        Ok(())
+        .await
+        .map(drop)
     }
 
     /// Sends the wakes of a process to another scope, or to nobody. Says how many pending ones were
@@ -174,39 +176,57 @@ impl Shared {
         if let Some(target) = target {
             target.check("scope")?;
         }
-        let (row, old) = {
-            let view = self.view()?;
-            let row = self.row_of(&view, process_id)?;
-            (row, view.wake_target(row)?)
-        };
-        let discarded = self
-            .edge_commit(
-                process_id,
-                Change::RetargetWakes {
-                    row,
-                    target: target.cloned(),
-                },
-            )
-            .await?;
-        for scope in old.iter().chain(target) {
-            self.hub.scope_changed(scope);
-        }
-        Ok(discarded)
+        let row = self.row_of(&self.view()?, process_id)?;
+        self.edge_commit(
+            process_id,
+            Change::RetargetWakes {
+                row,
+                target: target.cloned(),
+            },
+            target.cloned().into_iter().collect(),
+        )
+        .await
     }
 
-    async fn edge_commit(&self, named: &str, change: Change) -> Result<u64> {
+    async fn edge_commit(
+        &self,
+        named: &str,
+        change: Change,
+        scopes: Vec<SessionScope>,
+    ) -> Result<u64> {
         if self.is_shutting_down() {
             return Err(Error::ShuttingDown);
         }
         let _admission = self.admit(0).await?;
-        match self
-            .store
-            .commit_wait(WriteSet::new(Vec::new(), vec![change]))
-            .await
-        {
+        match self.commit_edges(vec![change], scopes).await {
             Ok(receipt) => Ok(receipt.wakes_discarded),
             Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(0),
             Err(error) => Err(commit_error(named, error)),
         }
+    }
+
+    /// Commits changes of edges. These scopes, and those that the commit found to be concerned, hear
+    /// of it before the caller is answered (G5), and also where the caller has gone away.
+    async fn commit_edges(&self, changes: Vec<Change>, scopes: Vec<SessionScope>) -> CommitResult {
+        let (answer, answered) = oneshot::channel();
+        let hub = Arc::clone(&self.hub);
+        let taken = taken_away(&changes);
+        self.store.commit(
+            WriteSet::new(Vec::new(), changes),
+            Box::new(move |result| {
+                if !matches!(result, Err(CommitError::Refused(_))) {
+                    taken.iter().for_each(|grant| hub.revoked(grant));
+                }
+                let left = result.iter().flat_map(|receipt| &receipt.left);
+                for scope in scopes.iter().chain(left) {
+                    hub.scope_changed(scope);
+                }
+                // Nobody waits any more: the commit stands all the same.
+                let _ = answer.send(result);
+            }),
+        );
+        answered
+            .await
+            .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))
     }
 }

@@ -3,6 +3,8 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::errors::commit_error;
 use super::runtime::{ChildOf, Shared};
 use crate::engines::PayloadProblem;
@@ -11,6 +13,7 @@ use crate::model::{
     ContentHash, Error, ProcessInput, ProcessParent, ProcessRecord, ProcessStartRequest,
     RecoveryDisposition, Result, SessionScope, ids,
 };
+use crate::store::error::StoreError;
 use crate::store::keys::Row;
 use crate::store::read::{IdEntry, LoadedProcess};
 use crate::store::write_set::{CommitError, Condition, Refusal, WriteSet};
@@ -176,6 +179,7 @@ impl Shared {
         let env_ref = env.as_ref().map(|(hash, _)| *hash);
         let grant = request.grant.clone();
         let granted_to = grant.as_ref().map(|grant| grant.scope.clone());
+        let wakes = request.wake_target.clone();
         let registration = Registration::new(request.clone(), hash, env_ref, facts);
         let change = writes::register(&registration, env, grant).map_err(not_written)?;
         let mut conditions = vec![Condition::IdFree {
@@ -183,15 +187,26 @@ impl Shared {
             hash,
         }];
         conditions.extend(start_as.conditions.iter().cloned());
-        self.store
-            .commit_wait(WriteSet::new(conditions, vec![change]))
-            .await?;
+        let (hub, incarnation) = (Arc::clone(&self.hub), registration.incarnation);
+        let (answer, answered) = oneshot::channel();
+        self.store.commit(
+            WriteSet::new(conditions, vec![change]),
+            // Told here, because the caller may be gone when it commits.
+            Box::new(move |result| {
+                if result.is_ok() {
+                    hub.publish(incarnation, &[], false);
+                    for scope in granted_to.iter().chain(&wakes) {
+                        hub.scope_changed(scope);
+                    }
+                }
+                let _ = answer.send(result);
+            }),
+        );
+        answered
+            .await
+            .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))?;
         tracing::info!(process = %registration.id, incarnation = registration.incarnation.get(),
             originator = %registration.provenance.originator.scope_id(), "process started");
-        self.hub.publish(registration.incarnation, &[], false);
-        if let Some(scope) = granted_to {
-            self.hub.scope_changed(&scope);
-        }
         if registration.disposition != RecoveryDisposition::ExternallyOwned {
             self.enqueue(&registration, 0);
         }

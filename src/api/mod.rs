@@ -2,6 +2,7 @@
 
 mod commands;
 mod effects;
+mod following;
 mod observer;
 mod processes;
 mod session;
@@ -13,6 +14,7 @@ pub use effects::{
     Effect, EffectController, EffectExecution, EffectOutcome, InlineEffects, JournaledEffects,
     ScopedEffectController,
 };
+pub use following::{ChangeFeed, SessionWatch};
 pub use observer::ProcessWorkObserver;
 pub use processes::Processes;
 pub use session::{SessionHandle, SessionProcessAdmin};

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use super::following::{ChangeFeed, SessionWatch};
 use super::subscription::Subscription;
 use crate::actors::reads::ListScope;
 use crate::actors::runtime::Shared;
+use crate::actors::work::Whose;
 use crate::model::{
-    ObservedProcess, ObservedProcessEvent, ProcessListFilter, ProcessWorkSnapshot, Result,
-    SessionScope,
+    ChangeCursor, ObservedProcess, ObservedProcessEvent, ProcessListFilter, ProcessWorkSnapshot,
+    Result, SessionScope,
 };
 
 /// The read side of [`Processes`](super::Processes): cheap to clone, holds no lock, and cannot
@@ -90,7 +92,22 @@ impl ProcessWorkObserver {
         &self,
         session_id: impl Into<String>,
     ) -> Result<ProcessWorkSnapshot> {
-        self.shared.snapshot(session_id.into()).await
+        self.shared.work(Whose::Session(session_id.into())).await
+    }
+
+    /// A session's work, live: everything granted to it or waking it, of all its frames.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn watch_session(&self, session_id: impl Into<String>) -> Result<SessionWatch> {
+        SessionWatch::new(&self.shared, Whose::Session(session_id.into()))
+    }
+
+    /// The change feed from a cursor on, and then live. What is wrong with the cursor is said by
+    /// its first item.
+    #[must_use]
+    pub fn changes(&self, cursor: &ChangeCursor) -> ChangeFeed {
+        ChangeFeed::new(&self.shared, cursor.clone())
     }
 
     /// The log of a process after a sequence, and then live.

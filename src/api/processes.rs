@@ -14,6 +14,7 @@ use crate::actors::process::HostCommand;
 use crate::actors::reads::ListScope;
 use crate::actors::runtime::Shared;
 use crate::actors::start::StartAs;
+use crate::actors::work::Whose;
 use crate::model::decide::prepare_event;
 use crate::model::limits::EVENTS_PAGE_MAX;
 use crate::model::{
@@ -177,7 +178,7 @@ impl Processes {
         &self,
         session_id: impl Into<String>,
     ) -> Result<ProcessWorkSnapshot> {
-        self.shared.snapshot(session_id.into()).await
+        self.shared.work(Whose::Session(session_id.into())).await
     }
 
     /// The read side of this view.
@@ -334,10 +335,11 @@ impl Processes {
             )
             .for_process(process_id));
         }
-        let row = self.shared.row_of(&self.shared.view()?, process_id)?;
+        let view = self.shared.view()?;
+        let row = self.shared.row_of(&view, process_id)?;
         let page = self
             .shared
-            .events_page(process_id, row.incarnation, after_sequence, limit)?;
+            .log_page(&view, process_id, row, after_sequence, limit)?;
         Ok(page.iter().map(ProcessEvent::observed).collect())
     }
 

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use super::commands::{Signal, abandon_as, cancel_as, signal_as, start_as};
 use super::effects::ScopedEffectController;
+use super::following::SessionWatch;
 use super::subscription::{Grants, Subscription};
 use crate::actors::runtime::Shared;
 use crate::actors::start::StartAs;
+use crate::actors::work::Whose;
 use crate::model::{
     Error, ObservedProcess, ObservedProcessEvent, ProcessAwaitOutput, ProcessCancelSummary,
     ProcessEvent, ProcessEventAppendRequest, ProcessListFilter, ProcessOriginator, ProcessRecord,
@@ -79,6 +81,15 @@ impl SessionProcessAdmin {
         Err(Error::unknown(process_id))
     }
 
+    /// The process behind an id, and what tells when it may not be seen any more.
+    fn reading(&self, process_id: &str) -> Result<(Row, Grants)> {
+        let (row, _) = self.held(process_id)?;
+        let grants = Grants::listen(&self.shared, process_id, row, &self.scopes);
+        // Listened to first, looked at second: a revocation in between is heard.
+        self.still_held(process_id, row)?;
+        Ok((row, grants))
+    }
+
     /// Checks after a read what was checked before it.
     fn still_held(&self, process_id: &str, row: Row) -> Result<()> {
         match self.held(process_id) {
@@ -118,7 +129,10 @@ impl SessionProcessAdmin {
             session: self.scopes.clone(),
             ..StartAs::default()
         };
-        let record = start_as(&self.shared, request, session, &scoped_effect_controller).await?;
+        let id = request.id.clone();
+        let record = start_as(&self.shared, request, session, &scoped_effect_controller)
+            .await
+            .map_err(hide(&id))?;
         // A controller may answer with what it recorded: that rests on a grant too.
         let (row, _) = self.held(&record.id)?;
         if row.incarnation != record.incarnation {
@@ -221,16 +235,7 @@ impl SessionProcessAdmin {
     /// # Errors
     /// `UnknownProcess`.
     pub async fn subscribe(&self, process_id: &str, after_sequence: u64) -> Result<Subscription> {
-        // Listened to first, looked at second: a revocation in between is heard.
-        let grants = Grants {
-            scopes: self.scopes.clone(),
-            listeners: self
-                .scopes
-                .iter()
-                .map(|scope| self.shared.hub.listen_scope(scope))
-                .collect(),
-        };
-        let (row, _) = self.held(process_id)?;
+        let (row, grants) = self.reading(process_id)?;
         Ok(Subscription::new(
             &self.shared,
             process_id,
@@ -248,33 +253,12 @@ impl SessionProcessAdmin {
     /// # Errors
     /// `UnknownProcess`.
     pub async fn await_output(&self, process_id: &str) -> Result<ProcessAwaitOutput> {
-        let mut scopes: Vec<_> = self
-            .scopes
-            .iter()
-            .map(|scope| self.shared.hub.listen_scope(scope))
-            .collect();
-        let (row, _) = self.held(process_id)?;
+        let (row, grants) = self.reading(process_id)?;
         let mut listener = self.shared.hub.listen(row.incarnation);
-        let output = {
-            let waiting = self.shared.await_listened(process_id, row, &mut listener);
-            tokio::pin!(waiting);
-            loop {
-                let changed = async {
-                    let (first, rest) = scopes.split_at_mut(1);
-                    match (first.first_mut(), rest.first_mut()) {
-                        (Some(first), Some(second)) => tokio::select! {
-                            heard = first.changed() => heard,
-                            heard = second.changed() => heard,
-                        },
-                        (Some(only), None) => only.changed().await,
-                        (None, _) => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    output = &mut waiting => break output,
-                    _ = changed => self.still_held(process_id, row)?,
-                }
-            }
+        let output = tokio::select! {
+            biased;
+            ended = grants.ended() => Err(ended),
+            output = self.shared.await_listened(process_id, row, &mut listener) => output,
         };
         self.still_held(process_id, row)?;
         output.map_err(hide(process_id))
@@ -346,13 +330,23 @@ impl SessionProcessAdmin {
         &self,
         scoped_effect_controller: ScopedEffectController<'_>,
     ) -> Result<Vec<ProcessCancelSummary>> {
-        super::commands::cancel_all_granted(
+        let mut summaries = super::commands::cancel_all_granted(
             &self.shared,
             &self.scopes,
             &self.own,
             &scoped_effect_controller,
         )
-        .await
+        .await?;
+        // What was lost meanwhile, or since a journal recorded it, is not told of any more.
+        let mut held = Vec::with_capacity(summaries.len());
+        for summary in summaries.drain(..) {
+            match self.held(&summary.process_id) {
+                Ok(_) => held.push(summary),
+                Err(Error::UnknownProcess { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(held)
     }
 
     /// Gives grants of this session to another scope, all or none.
@@ -399,7 +393,16 @@ impl SessionProcessAdmin {
     /// # Errors
     /// Those of the store.
     pub async fn snapshot(&self) -> Result<ProcessWorkSnapshot> {
-        self.shared.snapshot_granted(self.scopes.clone()).await
+        self.shared.work(Whose::Granted(self.scopes.clone())).await
+    }
+
+    /// The same, live: what is granted and nothing else. Once a revocation or a transfer has
+    /// returned, no snapshot shows what it took away.
+    ///
+    /// # Errors
+    /// `InvalidInput` where the handle's own scope is outside its limits.
+    pub fn watch_session(&self) -> Result<SessionWatch> {
+        SessionWatch::new(&self.shared, Whose::Granted(self.scopes.clone()))
     }
 }
 

@@ -1,6 +1,8 @@
 //! The host's calls about sessions, wakes and changes.
 
 use super::Processes;
+use super::following::{ChangeFeed, SessionWatch};
+use crate::actors::work::Whose;
 use crate::model::{
     ChangeCursor, ChangePage, ProcessPruneReport, ProcessWake, PruneSelector, Result,
     SessionDeleteReport, SessionScope,
@@ -86,6 +88,21 @@ impl Processes {
     /// As [`Processes::changes_since`].
     pub async fn next_changes(&self, cursor: &ChangeCursor, limit: usize) -> Result<ChangePage> {
         self.shared.changes_after(cursor, limit).await
+    }
+
+    /// The change feed from a cursor on, and then live. What is wrong with the cursor is said by
+    /// its first item.
+    #[must_use]
+    pub fn follow_changes(&self, cursor: &ChangeCursor) -> ChangeFeed {
+        ChangeFeed::new(&self.shared, cursor.clone())
+    }
+
+    /// A session's work, live: everything granted to it or waking it, of all its frames.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn watch_session(&self, session_id: impl Into<String>) -> Result<SessionWatch> {
+        SessionWatch::new(&self.shared, Whose::Session(session_id.into()))
     }
 
     /// Deletes what has ended, as [`Processes::prune`], but only what a filter admits, and nothing

@@ -9,18 +9,87 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::actors::hub::{LogListener, ScopeListener};
+use crate::actors::hub::{GrantListener, LogListener};
+use crate::actors::reads::gone;
 use crate::actors::runtime::Shared;
-use crate::model::{Error, ObservedProcessEvent, Result, SessionScope};
+use crate::model::{Error, ObservedProcessEvent, ProcessEvent, Result, SessionScope};
 use crate::store::keys::Row;
 
 /// Events that are taken from the tail or the log at a time.
 const BATCH: usize = 64;
 
-/// Whether whoever subscribed may still see the process.
+/// What a session reads a process by, for as long as it does.
+#[derive(Debug, Clone)]
 pub(crate) struct Grants {
-    pub(crate) scopes: Vec<SessionScope>,
-    pub(crate) listeners: Vec<ScopeListener>,
+    shared: Arc<Shared>,
+    process_id: String,
+    row: Row,
+    /// One for each scope of the session, whether it holds a grant now or not.
+    listeners: Vec<GrantListener>,
+}
+
+impl Grants {
+    /// Listens from now on. Whether there is a grant is to be looked at after this.
+    pub(crate) fn listen(
+        shared: &Arc<Shared>,
+        process_id: &str,
+        row: Row,
+        scopes: &[SessionScope],
+    ) -> Self {
+        let listen =
+            |scope: &SessionScope| shared.hub.listen_grant((scope.clone(), row.incarnation));
+        Self {
+            shared: Arc::clone(shared),
+            process_id: process_id.to_owned(),
+            row,
+            listeners: scopes.iter().map(listen).collect(),
+        }
+    }
+
+    /// Whether the process may still be seen. Whoever takes a grant away says so before it returns:
+    /// where nothing was heard, nothing was taken away, and this costs no look at the store.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !self.listeners.iter().any(GrantListener::is_lost) {
+            return Ok(());
+        }
+        let view = self.shared.view()?;
+        // One that was taken away and given again is not what this reads by any more.
+        for listener in self.listeners.iter().filter(|it| !it.is_lost()) {
+            if view.grant(listener.scope(), self.row)?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(self.not_granted())
+    }
+
+    fn not_granted(&self) -> Error {
+        let narrowest = self.listeners.last().map(|it| it.scope().id());
+        Error::NotGranted {
+            scope: narrowest.unwrap_or_default(),
+            ids: vec![self.process_id.clone()],
+        }
+    }
+
+    /// Waits until the process may not be seen any more.
+    ///
+    /// # Cancel safety
+    /// Safe to drop and to call again.
+    pub(crate) async fn ended(&self) -> Error {
+        loop {
+            if let Err(error) = self.check() {
+                return error;
+            }
+            let mut kept = self.listeners.iter().filter(|it| !it.is_lost());
+            match (kept.next(), kept.next()) {
+                (Some(first), Some(second)) => tokio::select! {
+                    () = first.lost() => {}
+                    () = second.lost() => {}
+                },
+                (Some(only), None) => only.lost().await,
+                (None, _) => return self.not_granted(),
+            }
+        }
+    }
 }
 
 struct Source {
@@ -58,14 +127,7 @@ pub struct Subscription {
     state: State,
     buffer: VecDeque<ObservedProcessEvent>,
     /// For the check before each item that a session is given.
-    visible: Option<Visibility>,
-}
-
-struct Visibility {
-    shared: Arc<Shared>,
-    scopes: Vec<SessionScope>,
-    row: Row,
-    process_id: String,
+    grants: Option<Grants>,
 }
 
 impl fmt::Debug for Subscription {
@@ -84,47 +146,26 @@ impl Subscription {
         after_sequence: u64,
         grants: Option<Grants>,
     ) -> Self {
-        let visible = grants.as_ref().map(|grants| Visibility {
-            shared: Arc::clone(shared),
-            scopes: grants.scopes.clone(),
-            row,
-            process_id: process_id.to_owned(),
-        });
         let source = Source {
             shared: Arc::clone(shared),
             process_id: process_id.to_owned(),
             row,
             cursor: after_sequence,
             listener: shared.hub.listen(row.incarnation),
-            grants,
+            grants: grants.clone(),
         };
         Self {
             state: State::Idle(Box::new(source)),
             buffer: VecDeque::new(),
-            visible,
+            grants,
         }
     }
 
     fn end_with(&mut self, error: Error) -> Poll<Option<Result<ObservedProcessEvent>>> {
         self.state = State::Done;
         self.buffer.clear();
-        self.visible = None;
+        self.grants = None;
         Poll::Ready(Some(Err(error)))
-    }
-}
-
-impl Visibility {
-    fn check(&self) -> Result<()> {
-        let view = self.shared.view()?;
-        for scope in &self.scopes {
-            if view.grant(scope, self.row)?.is_some() {
-                return Ok(());
-            }
-        }
-        Err(Error::NotGranted {
-            scope: self.scopes.last().map(SessionScope::id).unwrap_or_default(),
-            ids: vec![self.process_id.clone()],
-        })
     }
 }
 
@@ -138,8 +179,8 @@ impl Stream for Subscription {
                 return Poll::Ready(None);
             }
             // G5: what is buffered is not given out either once the grant is gone.
-            if let Some(visible) = &this.visible
-                && let Err(error) = visible.check()
+            if let Some(grants) = &this.grants
+                && let Err(error) = grants.check()
             {
                 return this.end_with(error);
             }
@@ -159,11 +200,7 @@ impl Stream for Subscription {
                         this.state = State::Idle(Box::new(source));
                     }
                     Poll::Ready((_, Ok(Batch::End))) => {}
-                    Poll::Ready((_, Err(error))) => {
-                        // To a session a pruned process is one that it no longer holds.
-                        let hidden = this.visible.as_ref().and_then(|v| v.check().err());
-                        return this.end_with(hidden.unwrap_or(error));
-                    }
+                    Poll::Ready((_, Err(error))) => return this.end_with(error),
                 },
             }
         }
@@ -177,16 +214,8 @@ async fn fetch(mut source: Source) -> (Source, Result<Batch>) {
             Ok(None) => {}
             Err(error) => return (source, Err(error)),
         }
-        if !source.wait().await {
-            return (source, Err(Error::ShuttingDown));
-        }
-        if source.grants.is_some() {
-            // The reader checks its grant before it takes anything: give it the chance.
-            match source.next_batch() {
-                Ok(Some(batch)) => return (source, Ok(batch)),
-                Ok(None) => return (source, Ok(Batch::Events(Vec::new()))),
-                Err(error) => return (source, Err(error)),
-            }
+        if let Err(error) = source.wait().await {
+            return (source, Err(error));
         }
     }
 }
@@ -197,56 +226,47 @@ impl Source {
         // Seen first, read second: what commits in between wakes the wait.
         self.listener.seen();
         let from_tail = self.listener.tail_after(self.cursor, BATCH);
-        let events: Vec<ObservedProcessEvent> = match from_tail {
-            Some(events) => events.iter().map(|event| event.observed()).collect(),
-            None => self
-                .shared
-                .events_page(&self.process_id, self.row.incarnation, self.cursor, BATCH)?
-                .iter()
-                .map(crate::model::ProcessEvent::observed)
-                .collect(),
-        };
-        if let Some(last) = events.last() {
-            self.cursor = last.sequence;
-            return Ok(Some(Batch::Events(events)));
+        if let Some(events) = from_tail {
+            return Ok(self.take(events.iter().map(|event| event.observed()).collect()));
         }
         let view = self.shared.view()?;
-        match view.front(self.row)? {
-            Some(front)
-                if front.terminal_at_ms().is_some() && front.last_sequence <= self.cursor =>
-            {
-                Ok(Some(Batch::End))
+        let Some(front) = view.front(self.row)? else {
+            return Err(match &self.grants {
+                // G1: to a session what was pruned looks like what it does not hold.
+                Some(grants) => grants.not_granted(),
+                None => gone(&view, &self.process_id, self.row)?,
+            });
+        };
+        if front.last_sequence <= self.cursor {
+            if front.terminal_at_ms().is_none() && self.shared.is_closed() {
+                return Err(Error::ShuttingDown);
             }
-            Some(_) => Ok(None),
-            None => Err(match view.tombstone(self.row.incarnation)? {
-                Some((_, tombstone)) => Error::NoLongerRetained {
-                    process_id: self.process_id.clone(),
-                    status: tombstone.status,
-                    pruned_at: tombstone.pruned_at_ms,
-                },
-                None => Error::unknown(&self.process_id),
-            }),
+            return Ok(front.terminal_at_ms().map(|_| Batch::End));
         }
+        let page = self
+            .shared
+            .log_page(&view, &self.process_id, self.row, self.cursor, BATCH)?;
+        Ok(self.take(page.iter().map(ProcessEvent::observed).collect()))
     }
 
-    async fn wait(&mut self) -> bool {
-        match &mut self.grants {
+    fn take(&mut self, events: Vec<ObservedProcessEvent>) -> Option<Batch> {
+        self.cursor = events.last()?.sequence;
+        Some(Batch::Events(events))
+    }
+
+    async fn wait(&mut self) -> Result<()> {
+        let heard = match &self.grants {
             None => self.listener.changed().await,
-            Some(grants) => {
-                let mut scopes = grants.listeners.iter_mut();
-                match (scopes.next(), scopes.next()) {
-                    (Some(first), Some(second)) => tokio::select! {
-                        heard = self.listener.changed() => heard,
-                        heard = first.changed() => heard,
-                        heard = second.changed() => heard,
-                    },
-                    (Some(first), None) => tokio::select! {
-                        heard = self.listener.changed() => heard,
-                        heard = first.changed() => heard,
-                    },
-                    (None, _) => self.listener.changed().await,
-                }
-            }
+            Some(grants) => tokio::select! {
+                biased;
+                error = grants.ended() => return Err(error),
+                heard = self.listener.changed() => heard,
+            },
+        };
+        if heard {
+            Ok(())
+        } else {
+            Err(Error::ShuttingDown)
         }
     }
 }

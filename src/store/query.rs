@@ -7,11 +7,11 @@ use super::codec;
 use super::codec::stored::StoredEvent;
 use super::error::StoreError;
 use super::keys::Row;
-use super::read::{IdEntry, Index, View, index_of_originator};
+use super::read::{Created, IdEntry, Index, View, index_of_originator};
 use crate::model::limits::{LIST_PAGE_MAX, SNAPSHOT_EVENTS};
 use crate::model::{
-    ObservedProcess, Page, PageCursor, ProcessEvent, ProcessHandleDescriptor, ProcessListFilter,
-    ProcessOriginator, ProcessWorkItem, ProcessWorkSnapshot, StatusFilter,
+    ObservedProcess, ObservedProcessEvent, Page, PageCursor, ProcessHandleDescriptor,
+    ProcessListFilter, ProcessOriginator, ProcessWorkItem, ProcessWorkSnapshot, StatusFilter,
 };
 
 /// Most rows that one page looks at: a filter that admits little answers with a short page and a
@@ -92,10 +92,14 @@ impl View {
         if after.as_deref().is_some_and(|key| !index.contains(key)) {
             return Err(QueryError::Cursor);
         }
+        let created = Created {
+            start_ms: filter.created_at_start_ms,
+            end_ms: filter.created_at_end_ms,
+        };
         let mut looked_at = 0;
         loop {
             let fetch = ROWS_PER_SCAN.min(limit.saturating_mul(2).max(16));
-            let rows = self.rows(&index, after.as_deref(), fetch)?;
+            let rows = self.rows_created(&index, &created, after.as_deref(), fetch)?;
             let exhausted = rows.len() < fetch;
             for (key, row) in rows {
                 looked_at += 1;
@@ -167,7 +171,7 @@ impl View {
         &self,
         process: &ObservedProcess,
         count: usize,
-    ) -> Result<Vec<ProcessEvent>, StoreError> {
+    ) -> Result<Vec<ObservedProcessEvent>, StoreError> {
         let mut from = (process.last_sequence + 1)
             .saturating_sub(count as u64)
             .max(1);
@@ -176,10 +180,12 @@ impl View {
         // A log reads forwards only, and a page ends with its bytes: whoever took the first page
         // for all of it would show the oldest and miss the newest.
         while from <= process.last_sequence {
+            // No more than there are: what is told when to stop does not look for a next one.
+            let left = usize::try_from(process.last_sequence + 1 - from).unwrap_or(count);
             let page = self.raw().events(
                 process.incarnation.get(),
                 from,
-                count,
+                left,
                 SNAPSHOT_EVENT_BYTES_MAX,
             )?;
             let Some((last, _)) = page.last() else { break };
@@ -193,33 +199,36 @@ impl View {
             }
         }
         kept.into_iter()
-            .map(|(sequence, value)| {
-                codec::decode::<StoredEvent>(&value)?.into_event(
-                    &process.process_id,
-                    process.incarnation,
-                    sequence,
-                )
-            })
+            .map(|(sequence, value)| codec::decode::<StoredEvent>(&value)?.into_observed(sequence))
             .collect()
     }
 
-    /// Everything that is granted to a session, or wakes it, newest change first.
-    pub(crate) fn snapshot(&self, session_id: &str) -> Result<ProcessWorkSnapshot, StoreError> {
+    /// Everything that is granted to a session, or wakes it, in the order of creation. A grant's
+    /// descriptor goes before none; of several frames' grants the root's comes first, by its key.
+    pub(crate) fn visible_to_session(
+        &self,
+        session_id: &str,
+    ) -> Result<Vec<(Row, ProcessHandleDescriptor)>, StoreError> {
         let mut visible: Vec<(Row, ProcessHandleDescriptor)> = self
             .grants_of_session(session_id)?
             .into_iter()
             .map(|(_, row, descriptor)| (row, descriptor))
             .collect();
-        // A grant's descriptor goes before none: the sort is stable and grants came first. Of
-        // several frames' grants the root's comes first, by its key.
         visible.extend(
             self.watched_by_session(session_id)?
                 .into_iter()
                 .map(|(_, row)| (row, ProcessHandleDescriptor::default())),
         );
+        // Stable: what comes first stays first.
         visible.sort_by_key(|(row, _)| *row);
         visible.dedup_by_key(|(row, _)| *row);
-        self.snapshot_of(session_id, visible)
+        Ok(visible)
+    }
+
+    /// The same as a snapshot, newest change first.
+    #[cfg(test)]
+    pub(crate) fn snapshot(&self, session_id: &str) -> Result<ProcessWorkSnapshot, StoreError> {
+        self.snapshot_of(session_id, self.visible_to_session(session_id)?)
     }
 
     /// A snapshot of these processes.
@@ -238,11 +247,7 @@ impl View {
         found.sort_by_key(|(position, ..)| std::cmp::Reverse(*position));
         let mut items = Vec::with_capacity(found.len());
         for (_, process, descriptor) in found {
-            let events = self
-                .last_events(&process, SNAPSHOT_EVENTS)?
-                .into_iter()
-                .map(|event| event.observed())
-                .collect();
+            let events = self.last_events(&process, SNAPSHOT_EVENTS)?;
             items.push(ProcessWorkItem {
                 kind: descriptor.kind.clone().or_else(|| process.kind.clone()),
                 label: descriptor.label.clone().or_else(|| process.label.clone()),

@@ -1,5 +1,6 @@
 //! Reads of one consistent state, in the model's types.
 
+mod edges;
 mod observe;
 
 use bytes::Bytes;
@@ -123,11 +124,36 @@ pub(crate) enum Index {
     Created,
 }
 
+/// When something was created: half-open, in milliseconds since the epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Created {
+    pub(crate) start_ms: Option<u64>,
+    pub(crate) end_ms: Option<u64>,
+}
+
 impl Index {
     /// Whether a key is one of this index.
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
         let range = self.range();
         key >= &range.start[..] && (range.end.is_empty() || key < &range.end[..])
+    }
+
+    /// Its keys; of an index whose keys end in nothing but the row, those in a range of creation.
+    fn range_of(&self, created: &Created) -> KeyRange {
+        let mut range = self.range();
+        if matches!(self, Self::OriginatedBySession(_)) {
+            // Goes by scope first.
+            return range;
+        }
+        let prefix = range.start.clone();
+        let at = |ms: u64| Bytes::from([&prefix[..], &ms.to_be_bytes()].concat());
+        if let Some(start_ms) = created.start_ms {
+            range.start = at(start_ms);
+        }
+        if let Some(end_ms) = created.end_ms {
+            range.end = at(end_ms);
+        }
+        range
     }
 
     fn range(&self) -> KeyRange {
@@ -363,105 +389,6 @@ impl View {
         }
     }
 
-    /// What a grant says, where the scope holds one.
-    pub(crate) fn grant(
-        &self,
-        scope: &SessionScope,
-        row: Row,
-    ) -> Result<Option<ProcessHandleDescriptor>, StoreError> {
-        Ok(self
-            .get::<StoredGrant>(&keys::grant(scope, row))?
-            .map(ProcessHandleDescriptor::from))
-    }
-
-    /// The scopes that hold a grant on a process.
-    pub(crate) fn scopes_granted(&self, row: Row) -> Result<Vec<SessionScope>, StoreError> {
-        let entries = self.kv.scan(&keys::scopes_granted(row), usize::MAX)?;
-        Ok(entries
-            .iter()
-            .filter_map(|(key, _)| keys::scope_of(key))
-            .collect())
-    }
-
-    /// Every grant of a session, its frames included.
-    pub(crate) fn grants_of_session(
-        &self,
-        session_id: &str,
-    ) -> Result<Vec<(SessionScope, Row, ProcessHandleDescriptor)>, StoreError> {
-        self.kv
-            .scan(&keys::grants_of_session(session_id), usize::MAX)?
-            .into_iter()
-            .filter_map(|(key, value)| Some((keys::scope_of(&key)?, keys::row_of(&key)?, value)))
-            .map(|(scope, row, value)| {
-                let stored = codec::decode::<StoredGrant>(&value)?;
-                Ok((scope, row, stored.into()))
-            })
-            .collect()
-    }
-
-    /// Processes whose wakes go to a session, its frames included.
-    pub(crate) fn watched_by_session(
-        &self,
-        session_id: &str,
-    ) -> Result<Vec<(SessionScope, Row)>, StoreError> {
-        let entries = self
-            .kv
-            .scan(&keys::watched_by_session(session_id), usize::MAX)?;
-        Ok(entries
-            .iter()
-            .filter_map(|(key, _)| Some((keys::scope_of(key)?, keys::row_of(key)?)))
-            .collect())
-    }
-
-    /// The current wake target of a process.
-    pub(crate) fn wake_target(&self, row: Row) -> Result<Option<SessionScope>, StoreError> {
-        Ok(self
-            .get::<StoredScope>(&keys::wake_target(row))?
-            .map(SessionScope::from))
-    }
-
-    /// Pending wakes of a scope, in order.
-    pub(crate) fn wakes(
-        &self,
-        scope: &SessionScope,
-        limit: usize,
-    ) -> Result<Vec<PendingWake>, StoreError> {
-        self.pending_wakes(&keys::wakes_of_scope(scope), limit)
-    }
-
-    /// Pending wakes of a session, its frames included.
-    pub(crate) fn wakes_of_session(
-        &self,
-        session_id: &str,
-    ) -> Result<Vec<PendingWake>, StoreError> {
-        self.pending_wakes(&keys::wakes_of_session(session_id), usize::MAX)
-    }
-
-    fn pending_wakes(
-        &self,
-        range: &KeyRange,
-        limit: usize,
-    ) -> Result<Vec<PendingWake>, StoreError> {
-        self.kv
-            .scan(range, limit)?
-            .into_iter()
-            .filter_map(|(key, value)| Some((keys::scope_of(&key)?, keys::number_of(&key)?, value)))
-            .map(|(scope, position, value)| {
-                let stored = codec::decode::<StoredWake>(&value)?;
-                Ok(PendingWake {
-                    scope,
-                    position,
-                    process_id: stored.process_id,
-                    incarnation: Row::from(stored.row).incarnation,
-                    sequence: stored.sequence,
-                    event_type: stored.event_type,
-                    text: stored.text,
-                    created_at_ms: stored.created_at_ms,
-                })
-            })
-            .collect()
-    }
-
     /// An environment's canonical bytes.
     pub(crate) fn env(&self, hash: &ContentHash) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self
@@ -487,11 +414,22 @@ impl View {
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Bytes, Row)>, StoreError> {
-        let mut range = index.range();
+        self.rows_created(index, &Created::default(), after, limit)
+    }
+
+    /// The same of what was created within a range, as far as the index goes by creation.
+    pub(crate) fn rows_created(
+        &self,
+        index: &Index,
+        created: &Created,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Row)>, StoreError> {
+        let mut range = index.range_of(created);
         if let Some(after) = after {
             // The smallest key after another is that key with a zero byte behind it.
-            let next = [after, &[0]].concat();
-            range.start = Bytes::from(next);
+            let next = Bytes::from([after, &[0]].concat());
+            range.start = range.start.max(next);
         }
         self.kv
             .scan(&range, limit)?

@@ -192,6 +192,8 @@ pub(crate) struct Receipt {
     pub(crate) wakes_discarded: u64,
     /// Scopes that it delivered wakes to.
     pub(crate) woken: Vec<SessionScope>,
+    /// Scopes that the wakes of a process no longer go to.
+    pub(crate) left: Vec<SessionScope>,
 }
 
 /// How a set failed.

@@ -11,8 +11,8 @@ use super::Stored;
 use crate::model::json;
 use crate::model::retention::Tombstone;
 use crate::model::{
-    ContentHash, Incarnation, Payload, ProcessEvent, ProcessHandleDescriptor, SessionScope,
-    TerminalState,
+    ContentHash, Incarnation, ObservedProcessEvent, Payload, ProcessEvent, ProcessHandleDescriptor,
+    SessionScope, TerminalState,
 };
 use crate::store::error::StoreError;
 use crate::store::keys::Row;
@@ -128,6 +128,16 @@ impl StoredEvent {
             event_type: self.event_type,
             occurred_at_ms: self.occurred_at_ms,
             replay_key: self.replay_key,
+        })
+    }
+
+    /// The same as observers see it, without a copy of anything.
+    pub(crate) fn into_observed(self, sequence: u64) -> Result<ObservedProcessEvent, StoreError> {
+        Ok(ObservedProcessEvent {
+            sequence,
+            payload: Payload::from(parse("event payload", &self.payload)?),
+            event_type: self.event_type,
+            occurred_at_ms: self.occurred_at_ms,
         })
     }
 }

@@ -92,6 +92,7 @@ impl Resolver<'_, '_> {
         if let Some(old) = old {
             self.delete(keys::watched(&old, row));
             self.discard_pending(row, &old)?;
+            self.receipt.left.push(old);
         }
         match target {
             Some(target) => {

@@ -1,0 +1,145 @@
+//! Tails, listeners and watchers.
+
+use super::*;
+use crate::model::Payload;
+
+fn event(sequence: u64) -> (Arc<ProcessEvent>, usize) {
+    let event = ProcessEvent {
+        process_id: "p".into(),
+        incarnation: Incarnation(1),
+        sequence,
+        event_type: "e".into(),
+        payload: Payload::default(),
+        occurred_at_ms: 0,
+        replay_key: None,
+    };
+    (Arc::new(event), 4)
+}
+
+fn sequences(found: Option<Vec<Arc<ProcessEvent>>>) -> Option<Vec<u64>> {
+    found.map(|events| events.iter().map(|event| event.sequence).collect())
+}
+
+#[test]
+fn a_tail_is_contiguous_and_bounded() {
+    let hub = Arc::new(Hub::default());
+    let mut listener = hub.listen(Incarnation(1));
+    for sequence in 1..=300 {
+        hub.publish(Incarnation(1), &[event(sequence)], false);
+    }
+    assert_eq!(listener.seen().last_sequence, 300);
+    assert_eq!(
+        sequences(listener.tail_after(297, 9)),
+        Some(vec![298, 299, 300])
+    );
+    assert_eq!(
+        sequences(listener.tail_after(43, 9)),
+        None,
+        "fell out of the tail"
+    );
+    assert_eq!(sequences(listener.tail_after(300, 9)), None);
+    hub.publish(Incarnation(1), &[event(302)], false);
+    assert_eq!(
+        sequences(listener.tail_after(299, 9)),
+        None,
+        "a gap is never bridged"
+    );
+}
+
+#[test]
+fn w4_dropping_the_last_listener_leaves_nothing_behind() {
+    let hub = Arc::new(Hub::default());
+    let first = hub.listen(Incarnation(1));
+    let second = hub.listen(Incarnation(1));
+    let scope = hub.listen_scope(&SessionScope::new("s"));
+    let mut watcher = hub.watcher();
+    watcher.hear(Topic::Session("s".into()));
+    let grant = hub.listen_grant((SessionScope::new("s"), Incarnation(1)));
+    assert_eq!(hub.listened(), [1; 4]);
+    drop((first, grant.clone()));
+    assert_eq!(hub.listened(), [1; 4]);
+    drop((second, scope, watcher, grant));
+    assert_eq!(hub.listened(), [0; 4]);
+    assert!(!hub.is_watched());
+}
+
+/// The count in `listen`, which the last listener before it must not miss.
+#[test]
+fn w2_a_listener_that_comes_as_the_last_one_goes_is_told() {
+    let hub = Arc::new(Hub::default());
+    for round in 1..=2_000 {
+        let leaving = hub.listen(Incarnation(1));
+        let other = std::thread::spawn(move || drop(leaving));
+        let mut coming = hub.listen(Incarnation(1));
+        other.join().unwrap();
+        hub.publish(Incarnation(1), &[event(round)], false);
+        assert_eq!(coming.seen().last_sequence, round);
+    }
+}
+
+fn is_rung(watcher: &Watcher) -> bool {
+    let mut waiting = std::pin::pin!(watcher.rung());
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    waiting.as_mut().poll(&mut cx).is_ready()
+}
+
+#[test]
+fn a_watcher_hears_its_own_topics_once_however_much_happens() {
+    let hub = Arc::new(Hub::default());
+    let frame = SessionScope::new("s").with_frame("f");
+    let mut of_session = hub.watcher();
+    of_session.hear(Topic::Session("s".into()));
+    let mut of_root = hub.watcher();
+    of_root.hear(Topic::Scope(SessionScope::new("s")));
+    assert!(of_root.follow([Incarnation(1), Incarnation(2)].into_iter()));
+    for _ in 0..1_000 {
+        hub.scope_changed(&frame);
+        hub.publish(Incarnation(2), &[], false);
+    }
+    assert_eq!((is_rung(&of_session), is_rung(&of_session)), (true, false));
+    assert_eq!((is_rung(&of_root), is_rung(&of_root)), (true, false));
+    hub.scope_changed(&frame);
+    assert!(!is_rung(&of_root), "another scope");
+    assert!(!of_root.follow([Incarnation(1)].into_iter()));
+    hub.nudge(Incarnation(2));
+    assert!(!is_rung(&of_root), "no longer followed");
+    hub.nudge(Incarnation(1));
+    assert!(is_rung(&of_root));
+    hub.nudge_all();
+    assert!(is_rung(&of_root));
+}
+
+#[test]
+fn a_tail_is_asked_for_what_can_never_come() {
+    let hub = Arc::new(Hub::default());
+    let listener = hub.listen(Incarnation(1));
+    hub.publish(Incarnation(1), &[event(1)], false);
+    assert_eq!(sequences(listener.tail_after(u64::MAX, 9)), None);
+}
+
+#[test]
+fn w2_a_listener_is_not_lost_to_one_that_leaves() {
+    let hub = Arc::new(Hub::default());
+    let leaving = Arc::clone(&hub);
+    let others = std::thread::spawn(move || {
+        for _ in 0..200_000 {
+            drop(leaving.listen(Incarnation(1)));
+        }
+    });
+    let mut lost = 0;
+    while !others.is_finished() {
+        let mut listener = hub.listen(Incarnation(1));
+        hub.nudge(Incarnation(1));
+        lost += u32::from(listener.seen().nudges == 0);
+    }
+    others.join().unwrap();
+    assert_eq!(lost, 0, "listeners that heard nothing");
+}
+
+#[test]
+fn a_cursor_at_the_end_of_all_numbers_is_no_overflow() {
+    let hub = Arc::new(Hub::default());
+    let listener = hub.listen(Incarnation(1));
+    hub.publish(Incarnation(1), &[event(1)], false);
+    assert_eq!(sequences(listener.tail_after(u64::MAX, 9)), None);
+}
