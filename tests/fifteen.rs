@@ -87,10 +87,6 @@ async fn answers(processes: &Processes) -> Answers {
     }
 }
 
-fn ids(processes: &[ObservedProcess]) -> Vec<&str> {
-    processes.iter().map(|p| p.process_id.as_str()).collect()
-}
-
 #[tokio::test]
 async fn every_call_answers_the_same_after_a_reopen() {
     let place = Place::disk();

@@ -8,6 +8,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_core::Stream;
@@ -161,12 +162,48 @@ pub async fn close(supervisor: &Supervisor) -> ShutdownReport {
         .unwrap()
 }
 
-/// The next item of a subscription.
-pub async fn next(subscription: &mut Subscription) -> Option<Result<ObservedProcessEvent>> {
+/// The next item of a stream.
+pub async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
     within(std::future::poll_fn(|cx| {
-        Pin::new(&mut *subscription).poll_next(cx)
+        Pin::new(&mut *stream).poll_next(cx)
     }))
     .await
+}
+
+/// What a stream says if it is asked just once.
+pub fn polled<S: Stream + Unpin>(stream: &mut S) -> Poll<Option<S::Item>> {
+    let mut cx = Context::from_waker(Waker::noop());
+    Pin::new(stream).poll_next(&mut cx)
+}
+
+/// Externally owned work that takes a `note`, an `ask` (which wakes, once for each `/key`), a `ping`
+/// (which wakes every time) and a signal `go`.
+pub fn noted(id: &str) -> ProcessStartRequest {
+    let text = || WakeSemantics::new(Selector::pointer("/text"));
+    external(id).with_event_types(vec![
+        ProcessEventType::new("note"),
+        ProcessEventType::signal("go"),
+        ProcessEventType::new("ask").with_wake(text().with_dedupe_key(Selector::pointer("/key"))),
+        ProcessEventType::new("ping").with_wake(text()),
+    ])
+}
+
+pub async fn append(processes: &Processes, id: &str, event_type: &str, payload: Value) -> u64 {
+    let request = ProcessEventAppendRequest::new(event_type, payload);
+    let appended = processes.append_event(id, request).await;
+    appended.unwrap().sequence
+}
+
+/// Ends externally owned work well.
+pub async fn complete(processes: &Processes, id: &str) {
+    let authority = CompletionAuthority::Host { by: "test".into() };
+    let output = ProcessAwaitOutput::success(Value::Null);
+    let ended = processes.complete_external(id, output, authority).await;
+    ended.unwrap();
+}
+
+pub fn ids(processes: &[ObservedProcess]) -> Vec<&str> {
+    processes.iter().map(|p| p.process_id.as_str()).collect()
 }
 
 /// The rest of a subscription, as sequences.
