@@ -249,7 +249,8 @@ async fn p6_a_started_owner_bound_process_never_runs_twice() {
             .await
             .unwrap();
         for id in ["bound", "again"] {
-            until(&processes, id, |p| p.facets.started).await;
+            // Not only durable, but really run.
+            until(&processes, id, |_| runs.of(id).last() == Some(&1)).await;
         }
         let owner = processes
             .get("bound")
