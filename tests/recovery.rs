@@ -270,7 +270,10 @@ async fn p6_a_started_owner_bound_process_never_runs_twice() {
             (AbandonWriter::Sweep, AbandonProof::StoreEpoch)
         );
         assert_eq!(found.owner, Some(owner.clone()));
-        let again = until(&processes, "again", |p| p.attempt == 2).await;
+        let again = until(&processes, "again", |p| {
+            p.attempt == 2 && runs.of("again").last() == Some(&2)
+        })
+        .await;
         let lease = again.lease.unwrap();
         assert_ne!(lease.owner.incarnation_id, owner.incarnation_id);
         assert!(lease.owner.store_epoch > owner.store_epoch);
