@@ -100,6 +100,7 @@ impl Host {
             .clock(clock)
             .lease(lease)
             .engine(Puppet(begun))
+            .sweep_every(Duration::from_millis(100))
             .open()
             .await
             .unwrap();
@@ -241,11 +242,15 @@ async fn an_owner_bound_lapse_without_proof_is_left_stale_until_somebody_asks() 
         .request_abandon("q", "ops", None)
         .await
         .unwrap();
+    let just_before = HandClock::at(NOON_MS + TTL_MS - 1);
+    let patient = Host::open(&store, "patient", just_before, hour()).await;
     let leased = LeaveReason::Leased;
     assert_eq!(
-        one.step("q").await,
+        patient.step("q").await,
         Some(RecoveryStep::Left { reason: leased })
     );
+    close_all([patient]).await;
+    assert_eq!(one.step("q").await, None, "it runs here");
     asked.cx.emit_durable(said("one")).await.unwrap();
 
     let year_ms = 365 * 24 * TTL_MS;
@@ -280,8 +285,10 @@ async fn an_owner_bound_lapse_without_proof_is_left_stale_until_somebody_asks() 
         assert_eq!(evidence.owner.unwrap().owner_id, "one");
     }
     // A3: it returns, and is fenced.
-    first.finish.send(json!("revenant")).unwrap();
-    within(first.cx.lease_lost()).await;
+    for attempt in [first, asked] {
+        attempt.finish.send(json!("revenant")).unwrap();
+        within(attempt.cx.lease_lost()).await;
+    }
     let types = event_types(&two.processes, "p").await;
     let expected = [
         "process.started",
