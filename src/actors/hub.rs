@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::model::{Incarnation, ProcessEvent, SessionScope};
 
+use watcher::Bell;
 pub(crate) use watcher::Watcher;
 
 /// Most events that a tail keeps.
@@ -66,7 +67,7 @@ pub(crate) struct Hub {
     /// How often each grant that somebody reads by was taken away.
     grants: DashMap<GrantOf, watch::Sender<u64>>,
     /// The bells of watchers, by what each watches.
-    bells: DashMap<Topic, Vec<Arc<Notify>>>,
+    bells: DashMap<Topic, Vec<Arc<Bell>>>,
     /// How many watchers there are: without one, a publisher looks nowhere.
     watchers: AtomicUsize,
     /// Rises with every change of any process.
@@ -134,7 +135,7 @@ impl Hub {
             scope.send_modify(|version| *version += 1);
         }
         for bells in &self.bells {
-            bells.iter().for_each(|bell| bell.notify_one());
+            bells.iter().for_each(|bell| bell.ring());
         }
         self.changes.send_modify(|version| *version += 1);
     }
@@ -156,7 +157,7 @@ impl Hub {
 
     fn ring(&self, topic: &Topic) {
         if let Some(bells) = self.bells.get(topic) {
-            bells.iter().for_each(|bell| bell.notify_one());
+            bells.iter().for_each(|bell| bell.ring());
         }
     }
 

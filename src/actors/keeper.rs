@@ -164,6 +164,8 @@ pub(crate) enum KeeperMsg {
     },
     /// The trust in the last heartbeat may be over.
     CheckTrust,
+    /// That an incarnation is gone could not be said.
+    NotRetired(Arc<OwnerHandle>),
     /// A new incarnation has begun, or could not.
     Began(Result<Arc<OwnerHandle>>),
 }
@@ -217,8 +219,9 @@ impl Actor for Keeper {
             } => state.renewed(&myself, number, sent_at, result),
             KeeperMsg::CheckTrust => {
                 state.check_trust(&myself);
-                state.retire();
+                state.retire(&myself);
             }
+            KeeperMsg::NotRetired(handle) => state.retiring.push(handle),
             KeeperMsg::Began(began) => {
                 state.beginning = false;
                 match began {
@@ -327,7 +330,7 @@ impl KeeperState {
 
     /// Says of incarnations whose last task has ended that they are gone: that is the proof by
     /// which their processes are recovered.
-    fn retire(&mut self) {
+    fn retire(&mut self, myself: &ActorRef<KeeperMsg>) {
         let (ended, going): (Vec<_>, Vec<_>) = self
             .retiring
             .drain(..)
@@ -335,6 +338,7 @@ impl KeeperState {
         self.retiring = going;
         for handle in ended {
             let shared = Arc::clone(&self.shared);
+            let myself = myself.clone();
             tokio::spawn(async move {
                 let set = WriteSet::new(
                     Vec::new(),
@@ -345,7 +349,11 @@ impl KeeperState {
                 );
                 match shared.store.commit_wait(set).await {
                     Ok(_) => shared.sweep_soon(),
-                    Err(error) => warn!(?error, "a lost incarnation could not be retired"),
+                    Err(error) => {
+                        warn!(?error, "a lost incarnation could not be retired");
+                        // Tried again at the next look: without it nothing of its is recovered.
+                        let _ = myself.cast(KeeperMsg::NotRetired(handle));
+                    }
                 }
             });
         }

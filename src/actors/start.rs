@@ -305,8 +305,11 @@ impl Shared {
                 }
             }
             for child in children {
-                self.cancel(&child, Some(format!("parent {parent_id}")), None)
-                    .await?;
+                let by = Some(format!("parent {parent_id}"));
+                if let Err(error) = self.cancel(&child, by, None).await {
+                    // One that cannot be asked keeps nobody from asking the others.
+                    tracing::warn!(process = %child, %error, "child not cancelled");
+                }
             }
         }
     }

@@ -37,6 +37,10 @@ pub(super) const TTL_MS: u64 = 30_000;
 pub(super) struct TestClock(AtomicU64);
 
 impl TestClock {
+    pub(super) fn start() -> Arc<Self> {
+        Arc::new(Self(AtomicU64::new(START_MS)))
+    }
+
     pub(super) fn set(&self, now_ms: u64) {
         self.0.store(now_ms, Ordering::SeqCst);
     }
@@ -78,7 +82,7 @@ impl Ground {
     }
 
     pub(super) fn open(&self) -> Host {
-        self.open_at(Arc::new(TestClock(AtomicU64::new(START_MS))))
+        self.open_at(TestClock::start())
     }
 
     pub(super) fn open_at(&self, clock: Arc<TestClock>) -> Host {
@@ -123,6 +127,17 @@ pub(super) struct Host {
 pub(super) type Dump = (BTreeMap<Bytes, Bytes>, Vec<(u64, u64, Bytes)>);
 
 impl Host {
+    /// On a machine that the test opened itself.
+    pub(super) fn on(kv: Arc<dyn Kv>) -> Self {
+        let clock = TestClock::start();
+        let as_clock: Arc<dyn Clock> = clock.clone();
+        Self {
+            store: ProcessStore::new(kv.clone(), as_clock),
+            kv,
+            clock,
+        }
+    }
+
     pub(super) fn view(&self) -> View {
         self.store.view().unwrap()
     }

@@ -119,6 +119,13 @@ impl Place {
         [Self::memory(), Self::disk()]
     }
 
+    pub fn path(&self) -> &std::path::Path {
+        match self {
+            Self::Memory(_) => panic!("not on disk"),
+            Self::Disk(dir) => dir.path(),
+        }
+    }
+
     pub fn builder(&self) -> SupervisorBuilder {
         match self {
             Self::Memory(store) => Supervisor::in_memory_store(store),

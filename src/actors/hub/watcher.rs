@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::{Hub, Topic};
 use crate::model::Incarnation;
@@ -13,11 +13,23 @@ impl Hub {
     /// A watcher of any number of processes and scopes, of none to begin with.
     pub(crate) fn watcher(self: &Arc<Self>) -> Watcher {
         self.watchers.fetch_add(1, Ordering::SeqCst);
+        let bell = Arc::new(Bell(watch::Sender::new(0)));
         Watcher {
             hub: Arc::clone(self),
-            bell: Arc::default(),
+            news: bell.0.subscribe(),
+            bell,
             topics: HashSet::new(),
         }
+    }
+}
+
+/// A number that rises: however often it did since somebody looked, they look once.
+#[derive(Debug)]
+pub(super) struct Bell(watch::Sender<u64>);
+
+impl Bell {
+    pub(super) fn ring(&self) {
+        self.0.send_modify(|times| *times += 1);
     }
 }
 
@@ -26,7 +38,8 @@ impl Hub {
 #[derive(Debug)]
 pub(crate) struct Watcher {
     hub: Arc<Hub>,
-    bell: Arc<Notify>,
+    bell: Arc<Bell>,
+    news: watch::Receiver<u64>,
     topics: HashSet<Topic>,
 }
 
@@ -68,13 +81,14 @@ impl Watcher {
     ///
     /// # Cancel safety
     /// Safe: what happens while nobody waits is seen by the next call.
-    pub(crate) async fn rung(&self) {
-        self.bell.notified().await;
+    pub(crate) async fn rung(&mut self) {
+        // It holds a sender of its own: there is always one.
+        let _ = self.news.changed().await;
     }
 
     /// Has the next wait return at once.
     pub(crate) fn look_again(&self) {
-        self.bell.notify_one();
+        self.bell.ring();
     }
 
     fn forget(&self, topic: &Topic) {

@@ -7,6 +7,7 @@ mod format;
 mod kill;
 mod limits;
 mod measure;
+mod transfers;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,0 +1,187 @@
+//! The wake inbox.
+
+mod common;
+
+use common::*;
+use procession::*;
+use serde_json::{Value, json};
+
+fn scope(session_id: &str) -> SessionScope {
+    SessionScope::new(session_id)
+}
+
+fn text(text: &str) -> Value {
+    json!({ "text": text, "key": text })
+}
+
+async fn woken(processes: &Processes, scope: &SessionScope) -> Vec<String> {
+    let wakes = processes.wakes(scope).await.unwrap();
+    wakes.into_iter().map(|wake| wake.text).collect()
+}
+
+async fn started(processes: &Processes, id: &str, target: &SessionScope) {
+    let request = noted(id).with_wake_target(Some(target.clone()));
+    processes.start(request, inline()).await.unwrap();
+}
+
+#[tokio::test]
+async fn wakes_wait_in_order_until_they_are_acknowledged() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        let target = scope("s").with_frame("f");
+        started(&processes, "p", &target).await;
+        started(&processes, "q", &target).await;
+        for (id, said) in [("p", "one"), ("q", "two"), ("p", "three")] {
+            append(&processes, id, "ping", text(said)).await;
+        }
+        append(&processes, "p", "note", text("not a wake")).await;
+        let wakes = processes.wakes(&target).await.unwrap();
+        let shown: Vec<_> = wakes
+            .iter()
+            .map(|wake| (wake.process_id.as_str(), wake.sequence, wake.text.as_str()))
+            .collect();
+        assert_eq!(shown, [("p", 1, "one"), ("q", 1, "two"), ("p", 2, "three")]);
+        assert!(wakes.windows(2).all(|two| two[0].wake_id < two[1].wake_id));
+        assert_eq!(woken(&processes, &scope("s")).await, [""; 0], "its root");
+        processes.ack_wake(&target, wakes[1].wake_id).await.unwrap();
+        // Again, and in somebody else's name.
+        processes.ack_wake(&target, wakes[1].wake_id).await.unwrap();
+        processes
+            .ack_wake(&scope("s"), wakes[0].wake_id)
+            .await
+            .unwrap();
+        close_clean(&supervisor).await;
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        assert_eq!(woken(&processes, &target).await, ["one", "three"]);
+        close(&supervisor).await;
+    }
+}
+
+/// E4: the event and its delivery are one commit. Whoever is told of the event finds the wake.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wake_is_there_as_soon_as_its_event_is() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        started(&processes, "p", &scope("s")).await;
+        let mut subscription = processes.subscribe("p", 0).await.unwrap();
+        let writing = tokio::spawn({
+            let processes = processes.clone();
+            async move {
+                for n in 0..100 {
+                    append(&processes, "p", "ping", text(&n.to_string())).await;
+                }
+            }
+        });
+        for _ in 0..100 {
+            let event = next(&mut subscription).await.unwrap().unwrap();
+            let wakes = processes.wakes(&scope("s")).await.unwrap();
+            assert!(wakes.iter().any(|wake| wake.sequence == event.sequence));
+        }
+        within(writing).await.unwrap();
+        close_clean(&supervisor).await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_wakes_a_scope_once() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    started(&processes, "p", &scope("s")).await;
+    started(&processes, "q", &scope("s")).await;
+    started(&processes, "r", &scope("other")).await;
+    for id in ["p", "p", "q", "r"] {
+        append(&processes, id, "ask", text("may I?")).await;
+    }
+    assert_eq!(woken(&processes, &scope("s")).await, ["may I?"]);
+    assert_eq!(woken(&processes, &scope("other")).await, ["may I?"]);
+    // Acknowledged is not forgotten.
+    let wake = processes.wakes(&scope("s")).await.unwrap().remove(0);
+    processes.ack_wake(&scope("s"), wake.wake_id).await.unwrap();
+    append(&processes, "q", "ask", text("may I?")).await;
+    assert_eq!(woken(&processes, &scope("s")).await, [""; 0]);
+    append(&processes, "q", "ask", text("and now?")).await;
+    assert_eq!(woken(&processes, &scope("s")).await, ["and now?"]);
+    close_clean(&supervisor).await;
+}
+
+#[tokio::test]
+async fn an_event_may_name_its_own_target_and_without_any_it_is_logged_only() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    processes.start(noted("p"), inline()).await.unwrap();
+    assert_eq!(append(&processes, "p", "ping", text("nobody")).await, 1);
+    let request = ProcessEventAppendRequest::new("ping", text("you"))
+        .with_wake_target_scope(Some(scope("s")));
+    processes.append_event("p", request).await.unwrap();
+    assert_eq!(woken(&processes, &scope("s")).await, ["you"]);
+    assert_eq!(processes.events("p", 0).await.unwrap().len(), 2);
+    close_clean(&supervisor).await;
+}
+
+#[tokio::test]
+async fn a_session_can_be_watched_for_wakes() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    let target = scope("s");
+    started(&processes, "p", &target).await;
+    for said in ["one", "two"] {
+        let watching = tokio::spawn({
+            let (processes, target) = (processes.clone(), target.clone());
+            async move { processes.next_wakes(&target).await }
+        });
+        tokio::task::yield_now().await;
+        append(&processes, "p", "ping", text(said)).await;
+        let wakes = within(watching).await.unwrap().unwrap();
+        let texts: Vec<_> = wakes.iter().map(|wake| wake.text.as_str()).collect();
+        assert_eq!(texts, [said]);
+        // What is pending already is not waited for.
+        assert_eq!(within(processes.next_wakes(&target)).await.unwrap(), wakes);
+        processes.ack_wake(&target, wakes[0].wake_id).await.unwrap();
+    }
+    let watching = tokio::spawn(async move { processes.next_wakes(&target).await });
+    tokio::task::yield_now().await;
+    close(&supervisor).await;
+    assert_eq!(within(watching).await.unwrap(), Err(Error::ShuttingDown));
+}
+
+#[tokio::test]
+async fn what_was_pending_for_a_replaced_target_is_discarded_and_counted() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        let (old, new) = (scope("old"), scope("new").with_frame("f"));
+        started(&processes, "p", &old).await;
+        started(&processes, "q", &old).await;
+        for (id, said) in [("p", "one"), ("q", "two"), ("p", "three")] {
+            append(&processes, id, "ping", text(said)).await;
+        }
+        let retarget = async |target| processes.retarget_wakes("p", target).await.unwrap();
+        assert_eq!(retarget(Some(&new)).await, 2);
+        assert_eq!(retarget(Some(&new)).await, 0);
+        assert_eq!(woken(&processes, &old).await, ["two"]);
+        append(&processes, "p", "ping", text("four")).await;
+        assert_eq!(woken(&processes, &new).await, ["four"]);
+        // The registration keeps the original; the edge is what counts.
+        let seen = processes.get("p").await.unwrap().unwrap();
+        assert_eq!(seen.wake_target, Some(new.clone()));
+        assert_eq!(retarget(None).await, 1);
+        append(&processes, "p", "ping", text("five")).await;
+        assert_eq!(woken(&processes, &new).await, [""; 0]);
+        let report = processes.delete_session("old").await.unwrap();
+        assert_eq!(report.wakes_discarded, 1);
+        assert_eq!(woken(&processes, &old).await, [""; 0]);
+        for id in ["absent", ""] {
+            assert!(processes.retarget_wakes(id, None).await.is_err());
+        }
+        // A pruned process takes what is pending of it along, and says so.
+        retarget(Some(&new)).await;
+        append(&processes, "p", "ping", text("six")).await;
+        complete(&processes, "p").await;
+        assert_eq!(processes.prune(u64::MAX).await.unwrap().wakes, 1);
+        assert_eq!(woken(&processes, &new).await, [""; 0]);
+        close_clean(&supervisor).await;
+    }
+}
