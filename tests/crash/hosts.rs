@@ -1,8 +1,10 @@
 //! Several runtimes on one store: what an exclusive store on disk cannot show.
 //!
 //! Each has a clock of its own that stands still, so that a host whose lease has lapsed by the
-//! clock of another goes on believing in itself: a revenant. What refuses it is the fence inside
-//! the commit alone: `Condition::Token` in `src/store/resolve.rs`.
+//! clock of another goes on believing in itself: a revenant. It is refused several times over: by
+//! the sequence it decided on, by the rules once it has looked again, and by its token. That each
+//! check inside the commit is needed is tested where nothing stands before it, in
+//! `src/store/laws/leases.rs`; here it is that all of them together leave it no way.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -160,7 +162,7 @@ async fn a_second_host_takes_over_a_lapsed_lease_and_the_revenant_is_refused() {
     let first = one.attempt().await;
     first.cx.emit_durable(said("one")).await.unwrap();
 
-    // While the lease is live, nobody else touches it (`Condition::LeaseFree`).
+    // While the lease is live, nobody else touches it.
     let just_before = HandClock::at(NOON_MS + TTL_MS - 1);
     let patient = Host::open(&store, "patient", just_before, hour()).await;
     let step = patient.step("p").await;
@@ -225,7 +227,7 @@ async fn the_outcome_of_a_revenant_does_not_land() {
     close_all([one, two]).await;
 }
 
-/// L5: elapsed time proves nothing (`Condition::LeaseGone`).
+/// L5: elapsed time proves nothing.
 #[tokio::test]
 async fn an_owner_bound_lapse_without_proof_is_left_stale_until_somebody_asks() {
     let store = InMemoryStore::shared();
