@@ -19,9 +19,11 @@ use crate::store::clock::Clock;
 use crate::store::process_store::ProcessStore;
 use crate::store::write_set::{Change, CommitResult, Condition, WriteSet};
 
-/// The clock by which leases are judged where one runtime alone has the store: the wall clock as it
-/// was at the open, carried on by the monotonic one. A wall clock that jumps ends nothing then. An
-/// expiry means nothing to the next open: its epoch is proof enough.
+/// The clock by which leases are judged: the wall clock as it was at the open, carried on by the
+/// monotonic one. A wall clock that jumps ends nothing then. Where one runtime alone has the store,
+/// an expiry means nothing to the next open: its epoch is proof enough. Hosts that share a store
+/// compare what their wall clocks showed when they opened it; where that is wrong, work is taken
+/// over late or early, which delays it or fences one of them, and ends nothing.
 #[derive(Debug)]
 pub(crate) struct SteadyClock {
     inner: Arc<dyn Clock>,
