@@ -10,6 +10,9 @@ use crate::store::keys::Row;
 use crate::store::read::FeedEntry;
 use crate::store::write_set::{Change, CommitError, Refusal, WriteSet};
 
+/// A process that may be pruned.
+type Candidate = (String, Row);
+
 /// Feed entries that are looked at on one view.
 const FEED_PAGE: usize = 1_000;
 /// Processes whose commits are in flight at once: few, so that appends beside them stay fast.
@@ -54,7 +57,7 @@ impl Shared {
         after: u64,
         newest: u64,
         cutoff_epoch_ms: u64,
-    ) -> Result<(Vec<(String, Row)>, Option<u64>)> {
+    ) -> Result<(Vec<Candidate>, Option<u64>)> {
         let view = self.view()?;
         let entries = view.feed(after, FEED_PAGE)?;
         let next = entries.last().map(|(position, _)| *position);
@@ -76,7 +79,7 @@ impl Shared {
         Ok((candidates, next))
     }
 
-    async fn prune_group(&self, group: &[(String, Row)]) -> Result<ProcessPruneReport> {
+    async fn prune_group(&self, group: &[Candidate]) -> Result<ProcessPruneReport> {
         let mut waits = Vec::with_capacity(group.len());
         for (id, row) in group {
             let set = WriteSet::new(

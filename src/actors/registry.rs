@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
+use super::config::RETRIES_MAX;
 use super::errors::{commit_error, not_granted};
 use super::runtime::Shared;
 use crate::model::limits::TRANSFER_IDS_MAX;
@@ -254,16 +255,26 @@ fn send_transfer(
 ) {
     let (answer, answered) = oneshot::channel();
     let retry = Arc::clone(shared);
-    let scopes = from.iter().chain([&to]).cloned().collect();
-    send(shared, plan, scopes, process_ids.join(", "), answer);
+    let scopes: Vec<SessionScope> = from.iter().chain([&to]).cloned().collect();
+    send(shared, plan, scopes.clone(), String::new(), answer);
     tokio::spawn(async move {
         let mut result = answered.await.unwrap_or(Err(Error::ShuttingDown));
-        if matches!(result, Err(Error::NotGranted { ref scope, .. }) if scope.is_empty()) {
-            // Somebody took a grant away between the look and the commit: say which.
-            result = match plan_transfer(&retry, &from, &to, &process_ids) {
-                Err(error) => Err(error),
-                Ok(_) => Err(not_granted(named(&from), process_ids)),
-            };
+        for _ in 0..RETRIES_MAX {
+            // Somebody took a grant, or a process, away between the look and the commit: looks
+            // again, and says which, or goes on with what is there now.
+            let overtaken = matches!(&result, Err(Error::NotGranted { scope, .. }) if scope.is_empty())
+                || matches!(result, Err(Error::UnknownProcess { .. }));
+            if !overtaken {
+                break;
+            }
+            let plan = plan_transfer(&retry, &from, &to, &process_ids);
+            if plan.is_err() {
+                result = plan.map(drop);
+                break;
+            }
+            let (answer, answered) = oneshot::channel();
+            send(&retry, plan, scopes.clone(), String::new(), answer);
+            result = answered.await.unwrap_or(Err(Error::ShuttingDown));
         }
         let _ = done.send(result);
     });

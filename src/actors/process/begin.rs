@@ -146,7 +146,7 @@ impl Process {
     pub(super) fn launch(
         &mut self,
         permit: SlotPermit,
-        owner: Arc<OwnerHandle>,
+        owner: &Arc<OwnerHandle>,
         token: FencingToken,
         claimed: Claimed,
     ) {
@@ -177,7 +177,7 @@ impl Process {
             record,
             engine,
             payload: payload.clone(),
-            owner: Arc::clone(&owner),
+            owner: Arc::clone(owner),
             token,
             permit,
             waits: Waits::new(history),

@@ -41,7 +41,7 @@ impl Process {
                 token,
                 claimed,
                 ..
-            } => self.launch(permit, owner, token, claimed),
+            } => self.launch(permit, &owner, token, claimed),
             Purpose::Settle { token } => self.settled(token),
             Purpose::WaitBegun { wait_id } => self.wait_begun(wait_id),
             Purpose::WaitEnded { wait_id } => self.wait_ended(wait_id),

@@ -15,7 +15,11 @@ use crate::store::write_set::{Change, Condition, WriteSet};
 use crate::store::writes;
 
 impl Process {
-    /// Folds events into the newest state and sends them.
+    /// Folds events into the newest state and sends them; what cannot be sent is given back.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the work moves on, and a box for it would be made on the way of each command"
+    )]
     pub(super) fn send(
         &mut self,
         work: Work,

@@ -34,7 +34,7 @@ impl Process {
             return;
         }
         let number = execution.waits.take_number(&signal_name);
-        if let Some(wait) = execution.waits.to_adopt(&signal_name, number) {
+        if let Some(wait) = execution.waits.adoptable(&signal_name, number) {
             wait.listener = wait_id;
             wait.reply = Some(reply);
             self.limit_wait(wait_id, timeout);

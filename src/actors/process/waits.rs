@@ -201,7 +201,7 @@ impl Waits {
 
     /// An open wait that nobody listens to any more and whose signal is on its way to the log: the
     /// next wait of its number takes its place.
-    pub(super) fn to_adopt(&mut self, signal_name: &str, number: u64) -> Option<&mut OpenWait> {
+    pub(super) fn adoptable(&mut self, signal_name: &str, number: u64) -> Option<&mut OpenWait> {
         self.open.values_mut().find(|wait| {
             wait.reply.is_none()
                 && wait.number == number
