@@ -63,7 +63,8 @@ async fn a_queued_process_is_cancelled_at_once_and_never_runs() {
             .start(rerunnable("last", "counts"), inline())
             .await
             .unwrap();
-        until(&processes, "last", |p| p.facets.started).await;
+        // The attempt is durable a moment before its engine runs.
+        until(&processes, "last", |_| runs.load(Ordering::SeqCst) >= 2).await;
         assert_eq!(runs.load(Ordering::SeqCst), 2);
         processes.cancel("last", inline()).await.unwrap();
         close_clean(&supervisor).await;
