@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::runtime::Shared;
 use crate::model::lease::OwnerRecord;
-use crate::model::{Error, OwnerNumber, ProcessOwner, Result};
+use crate::model::{OwnerNumber, ProcessOwner, Result};
 use crate::store::clock::Clock;
 use crate::store::process_store::ProcessStore;
 use crate::store::write_set::{Change, CommitResult, Condition, WriteSet};
@@ -378,8 +378,5 @@ pub(super) async fn retire_at_shutdown(store: &ProcessStore, handle: &OwnerHandl
         .commit_wait(set)
         .await
         .map(drop)
-        .map_err(|error| match error {
-            crate::store::write_set::CommitError::NotWritten(error) => Error::from(error),
-            other => super::errors::commit_error("(owner)", other),
-        })
+        .map_err(|error| super::errors::commit_error("(owner)", error))
 }

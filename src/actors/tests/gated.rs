@@ -13,7 +13,7 @@ use crate::store::memory_kv::MemoryStore;
 /// The machine in memory behind a gate.
 #[derive(Debug)]
 pub(super) struct Gated {
-    kv: crate::store::memory_kv::MemoryKv,
+    kv: MemoryKv,
     held: Mutex<Held>,
 }
 
