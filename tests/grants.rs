@@ -202,7 +202,10 @@ async fn g2_a_session_gives_all_that_it_holds_of_a_process() {
         .unwrap();
     unknown_to(&session, "both").await;
     unknown_to(&session, "root").await;
-    assert_eq!(processes.grants_of("both").await.unwrap(), [to.clone()]);
+    assert_eq!(
+        processes.grants_of("both").await.unwrap(),
+        std::slice::from_ref(&to)
+    );
     // Back to the root: a frame that takes what its root has leaves the root without.
     processes
         .transfer(&to, &root, &owned(&["both"]))

@@ -1,462 +1,441 @@
-//! What a session sees: its own starts, lists, pages, filters, and its work live.
+//! Sessions: grants, the boundary they draw, and what ends with them.
 
 mod common;
 
 use common::*;
 use procession::*;
-use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
-fn scope(session_id: &str) -> SessionScope {
-    SessionScope::new(session_id)
+fn scope() -> SessionScope {
+    SessionScope::new("s")
 }
 
-fn frame() -> SessionScope {
-    scope("s").with_frame("f")
+fn other() -> SessionScope {
+    SessionScope::new("other")
 }
 
-fn by(request: ProcessStartRequest, scope: &SessionScope) -> ProcessStartRequest {
-    ProcessStartRequest {
-        originator: ProcessOriginator::session(scope.clone()),
-        ..request
-    }
+fn request(id: &str) -> ProcessStartRequest {
+    ProcessStartRequest::external(id, ProcessOriginator::session(scope()), 1)
+        .with_event_type(ProcessEventType::new("note"))
+        .with_event_type(ProcessEventType::signal("go"))
 }
 
-fn unknown(id: &str) -> Error {
-    Error::UnknownProcess {
-        process_id: id.into(),
-    }
+fn note(n: u64) -> ProcessEventAppendRequest {
+    ProcessEventAppendRequest::new("note", n)
+}
+
+fn go() -> ProcessEventAppendRequest {
+    ProcessEventAppendRequest::signal("go", 1)
+}
+
+fn ids(processes: &[ObservedProcess]) -> Vec<&str> {
+    processes.iter().map(|p| p.process_id.as_str()).collect()
+}
+
+fn any() -> ProcessListFilter {
+    ProcessListFilter::any()
+}
+
+fn label(text: &str) -> ProcessHandleDescriptor {
+    ProcessHandleDescriptor::label(text)
+}
+
+/// Every call of a session about one process, as the text of its refusal.
+async fn refusals(session: &SessionProcessAdmin, id: &str) -> Vec<String> {
+    let one = [id.to_owned()];
+    assert_eq!(session.get(id).await.unwrap(), None);
+    [
+        session.events(id, 0).await.map(drop),
+        session.subscribe(id, 0).await.map(drop),
+        session.await_output(id).await.map(drop),
+        session
+            .signal(id, "go", "1", go(), inline())
+            .await
+            .map(drop),
+        session.cancel(id, inline()).await.map(drop),
+        session.transfer(&other(), &one).await,
+        session.request_abandon(id, "me", None).await.map(drop),
+    ]
+    .into_iter()
+    .map(|refused| {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, Error::UnknownProcess { .. }), "{error:?}");
+        error.to_string().replace(id, "ID")
+    })
+    .collect()
 }
 
 #[tokio::test]
-async fn a_start_is_the_sessions_own_and_cannot_be_forged() {
+async fn g1_absent_pruned_and_ungranted_look_the_same() {
     for place in Place::both() {
         let supervisor = place.builder().open().await.unwrap();
         let processes = supervisor.processes();
-        let session = supervisor.session(frame()).processes();
-        let forged = [
-            ("originator", noted("p")),
-            ("originator", by(noted("p"), &scope("s"))),
-            ("originator", by(noted("p"), &scope("other"))),
-            (
-                "grant.scope",
-                by(noted("p"), &frame())
-                    .with_grant(Some(ProcessStartGrant::new(scope("other"), "x"))),
-            ),
-            (
-                "wake_target",
-                by(noted("p"), &frame()).with_wake_target(Some(scope("s"))),
-            ),
-        ];
-        for (expected, request) in forged {
-            let Err(Error::InvalidInput { field, .. }) = session.start(request, inline()).await
-            else {
-                panic!("{expected} was accepted");
-            };
-            assert_eq!(field, expected);
-            assert_eq!(processes.get("p").await.unwrap(), None);
+        let session = supervisor.session(scope()).processes();
+        processes
+            .start(external("not-mine"), inline())
+            .await
+            .unwrap();
+        session.start(request("pruned"), inline()).await.unwrap();
+        let host = CompletionAuthority::Host { by: "ops".into() };
+        let good = ProcessAwaitOutput::success(1);
+        processes
+            .complete_external("pruned", good, host)
+            .await
+            .unwrap();
+        let ended = processes
+            .get("pruned")
+            .await
+            .unwrap()
+            .unwrap()
+            .terminal_at_ms
+            .unwrap();
+        processes.prune(ended + 1).await.unwrap();
+        session.start(request("revoked"), inline()).await.unwrap();
+        processes.revoke(&scope(), "revoked").await.unwrap();
+        let before = processes.events("not-mine", 0).await.unwrap();
+
+        let absent = refusals(&session, "absent").await;
+        assert_eq!(absent[0], "unknown process ID");
+        for id in ["not-mine", "pruned", "revoked"] {
+            assert_eq!(refusals(&session, id).await, absent, "{id}");
         }
-        let request = || by(noted("p"), &frame()).with_wake_target(Some(frame()));
-        let record = session.start(request(), inline()).await.unwrap();
-        assert_eq!(
-            record.provenance.originator,
-            ProcessOriginator::session(frame())
-        );
-        assert_eq!(processes.grants_of("p").await.unwrap(), [frame()]);
-        assert_eq!(session.start(request(), inline()).await.unwrap(), record);
-        // Somebody else's id is the one thing that a session can learn of what it does not hold.
-        processes.start(noted("taken"), inline()).await.unwrap();
-        let taken = session.start(by(noted("taken"), &frame()), inline()).await;
-        assert!(matches!(taken, Err(Error::Conflict { .. })), "{taken:?}");
-        // Given away, it is not got back by starting it again; nor when it is gone.
-        session.transfer(&scope("t"), &["p".into()]).await.unwrap();
-        let again = session.start(request(), inline()).await;
-        assert_eq!(again, Err(unknown("p")));
-        assert_eq!(processes.grants_of("p").await.unwrap(), [scope("t")]);
-        complete(&processes, "p").await;
-        processes.prune(u64::MAX).await.unwrap();
-        let again = session.start(request(), inline()).await;
-        assert_eq!(again, Err(unknown("p")));
+        assert_eq!(processes.events("not-mine", 0).await.unwrap(), before);
+        assert_eq!(session.list_all().await.unwrap(), []);
+        assert_eq!(session.snapshot().await.unwrap().items, []);
+        assert_eq!(session.cancel_all(inline()).await.unwrap(), []);
+
+        // Started again: the session's own are unknown, somebody else's id is the one exception.
+        for id in ["pruned", "revoked"] {
+            let error = session.start(request(id), inline()).await.unwrap_err();
+            assert_eq!(error.to_string(), format!("unknown process {id}"));
+        }
+        let error = session
+            .start(request("not-mine"), inline())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::Conflict { .. }), "{error:?}");
         close_clean(&supervisor).await;
     }
 }
 
-/// A journal replays an outcome without executing anything: it must not outlive the grant.
 #[tokio::test]
-async fn g5_a_journaled_answer_rests_on_the_grant_too() {
+async fn a_session_cannot_forge_where_its_work_comes_from_or_goes_to() {
     let supervisor = Supervisor::in_memory().open().await.unwrap();
     let processes = supervisor.processes();
-    let session = supervisor.session(scope("s")).processes();
-    let effects = supervisor.journaled_effects();
-    let turn = || ScopedEffectController::new(&effects, ExecutionScope::turn("s", "t-1"));
-    let request = || by(noted("p"), &scope("s"));
-    let go = || ProcessEventAppendRequest::signal("go", json!({}));
-    session.start(request(), turn()).await.unwrap();
-    session.signal("p", "go", "g", go(), turn()).await.unwrap();
-    session.cancel("p", turn()).await.unwrap();
-    assert_eq!(session.cancel_all(turn()).await.unwrap().len(), 1);
-    processes.revoke(&scope("s"), "p").await.unwrap();
-    let refused = [
-        session.start(request(), turn()).await.unwrap_err(),
-        session
-            .signal("p", "go", "g", go(), turn())
-            .await
-            .unwrap_err(),
-        session.cancel("p", turn()).await.unwrap_err(),
+    let session = supervisor.session(scope().with_frame("f")).processes();
+    let own = || {
+        let mut request = request("p");
+        request.originator = ProcessOriginator::session(scope().with_frame("f"));
+        request
+    };
+    let mut host = own();
+    host.originator = ProcessOriginator::host();
+    let mut root = own();
+    root.originator = ProcessOriginator::session(scope());
+    let forged = [
+        ("originator", host),
+        ("originator", root),
+        (
+            "grant.scope",
+            own().with_grant(Some(ProcessStartGrant::new(other(), "x"))),
+        ),
+        ("wake_target", own().with_wake_target(Some(other()))),
     ];
-    assert_eq!(refused, [unknown("p"), unknown("p"), unknown("p")]);
-    assert_eq!(session.cancel_all(turn()).await.unwrap(), []);
+    for (field, request) in forged {
+        let error = session.start(request, inline()).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::InvalidInput { field: found, process_id, .. }
+                if found == field && process_id.as_deref() == Some("p")),
+            "{error:?}"
+        );
+    }
+    assert_eq!(processes.list(&any()).await.unwrap(), []);
+
+    let described = own().with_grant(Some(ProcessStartGrant::new(
+        scope().with_frame("f"),
+        "mine",
+    )));
+    session.start(described, inline()).await.unwrap();
+    assert_eq!(
+        processes.grants_of("p").await.unwrap(),
+        [scope().with_frame("f")]
+    );
+    let snapshot = session.snapshot().await.unwrap();
+    assert_eq!(snapshot.items[0].descriptor, label("mine"));
+    // The root's handle does not cover a frame, and the frame's covers the root.
+    let at_root = supervisor.session(scope()).processes();
+    assert_eq!(at_root.list().await.unwrap(), []);
+    at_root.start(request("q"), inline()).await.unwrap();
+    assert_eq!(ids(&session.list().await.unwrap()), ["p", "q"]);
     close_clean(&supervisor).await;
 }
 
-/// The newest snapshot that a watch has by now.
-async fn newest(watch: &mut SessionWatch) -> ProcessWorkSnapshot {
-    let mut newest = next(watch).await.unwrap().unwrap();
-    while let std::task::Poll::Ready(item) = polled(watch) {
-        newest = item.unwrap().unwrap();
+#[tokio::test]
+async fn a_session_works_with_what_it_was_granted() {
+    for place in Place::both() {
+        let supervisor = place.builder().engine(polite()).open().await.unwrap();
+        let processes = supervisor.processes();
+        let session = supervisor.session(scope()).processes();
+        session.start(request("p"), inline()).await.unwrap();
+        let mut run = request("run");
+        run.input = ProcessInput::engine("polite", 1);
+        run.disposition = RecoveryDisposition::Rerunnable;
+        session.start(run, inline()).await.unwrap();
+        processes
+            .start(rerunnable("alien", "polite"), inline())
+            .await
+            .unwrap();
+        session
+            .signal("p", "go", "1", go(), inline())
+            .await
+            .unwrap();
+        assert_eq!(session.events("p", 0).await.unwrap().len(), 1);
+        let asked = session
+            .request_abandon("p", "me", Some("enough".into()))
+            .await
+            .unwrap();
+        assert_eq!(asked.abandon_request.unwrap().requested_by, "me");
+        let ended = within(session.await_output("p")).await.unwrap();
+        assert_eq!(ended.state(), TerminalState::Abandoned);
+        let summaries = session.cancel_all(inline()).await.unwrap();
+        let cancelled: Vec<_> = summaries.iter().map(|s| s.process_id.as_str()).collect();
+        assert_eq!(cancelled, ["run"], "only granted running ones");
+        within(session.await_output("run")).await.unwrap();
+        assert_eq!(ids(&session.list_all().await.unwrap()), ["p", "run"]);
+        assert_eq!(session.list().await.unwrap(), []);
+        processes.cancel("alien", inline()).await.unwrap();
+        output(&processes, "alien").await;
+        close_clean(&supervisor).await;
     }
-    newest
-}
-
-/// Waits until a watch shows this, in any order.
-async fn shows(watch: &mut SessionWatch, expected: &[(&str, usize)]) {
-    within(async {
-        loop {
-            let snapshot = newest(watch).await;
-            let mut shown: Vec<_> = snapshot
-                .items
-                .iter()
-                .map(|item| (item.process.process_id.as_str(), item.events.len()))
-                .collect();
-            shown.sort_unstable();
-            if shown == expected {
-                return;
-            }
-        }
-    })
-    .await;
 }
 
 #[tokio::test]
-async fn a_watched_session_shows_every_change_of_what_it_sees() {
+async fn g5_after_a_revocation_or_transfer_nothing_more_arrives() {
     for place in Place::both() {
         let supervisor = place.builder().open().await.unwrap();
         let processes = supervisor.processes();
-        let observer = processes.observer().unwrap();
-        let mut host = observer.watch_session("s").unwrap();
-        let mut root = supervisor
-            .session(scope("s"))
-            .processes()
-            .watch_session()
-            .unwrap();
-        let mut framed = supervisor
-            .session(frame())
-            .processes()
-            .watch_session()
-            .unwrap();
-        for watch in [&mut host, &mut root, &mut framed] {
-            shows(watch, &[]).await;
-            assert!(polled(watch).is_pending());
-        }
-        // A grant of a frame that nobody had heard of, and one that comes with a start.
-        processes.start(noted("of-frame"), inline()).await.unwrap();
-        let descriptor = ProcessHandleDescriptor::label("x");
-        processes
-            .grant(&frame(), "of-frame", descriptor)
-            .await
-            .unwrap();
-        let grant = Some(ProcessStartGrant::new(scope("s"), "x"));
-        let request = noted("of-root").with_grant(grant);
-        processes.start(request, inline()).await.unwrap();
-        shows(&mut host, &[("of-frame", 0), ("of-root", 0)]).await;
-        shows(&mut framed, &[("of-frame", 0), ("of-root", 0)]).await;
-        shows(&mut root, &[("of-root", 0)]).await;
-        append(&processes, "of-root", "note", json!(1)).await;
-        append(&processes, "of-frame", "note", json!(1)).await;
-        shows(&mut host, &[("of-frame", 1), ("of-root", 1)]).await;
-        shows(&mut framed, &[("of-frame", 1), ("of-root", 1)]).await;
-        shows(&mut root, &[("of-root", 1)]).await;
-        // What wakes the session is the host's to see, and not the session's.
-        let request = noted("wakes").with_wake_target(Some(scope("s")));
-        processes.start(request, inline()).await.unwrap();
-        shows(&mut host, &[("of-frame", 1), ("of-root", 1), ("wakes", 0)]).await;
-        processes
-            .retarget_wakes("wakes", Some(&scope("elsewhere")))
-            .await
-            .unwrap();
-        shows(&mut host, &[("of-frame", 1), ("of-root", 1)]).await;
-        // Of others it hears nothing.
-        while polled(&mut root).is_ready() {}
-        processes.start(noted("other"), inline()).await.unwrap();
-        append(&processes, "other", "note", json!(1)).await;
-        append(&processes, "wakes", "ping", json!({ "text": "hi" })).await;
-        append(&processes, "of-frame", "note", json!(2)).await;
-        assert!(polled(&mut root).is_pending());
-        // Gone in each way there is.
-        complete(&processes, "of-root").await;
-        shows(&mut root, &[("of-root", 2)]).await;
-        processes.prune(u64::MAX).await.unwrap();
-        shows(&mut root, &[]).await;
-        shows(&mut framed, &[("of-frame", 2)]).await;
-        processes.delete_session("s").await.unwrap();
-        shows(&mut framed, &[]).await;
-        shows(&mut host, &[]).await;
-        close(&supervisor).await;
-        // A look that was under way may still come.
-        let ended = loop {
-            match next(&mut host).await {
-                Some(Ok(_)) => {}
-                ended => break ended,
+        let session = supervisor.session(scope()).processes();
+        for (id, transfers) in [("p", false), ("q", true)] {
+            session.start(request(id), inline()).await.unwrap();
+            for n in 0..10 {
+                processes.append_event(id, note(n)).await.unwrap();
             }
-        };
-        assert_eq!(ended, Some(Err(Error::ShuttingDown)));
-        assert_eq!(next(&mut host).await, None);
-    }
-}
-
-#[tokio::test]
-async fn g5_no_snapshot_after_a_revocation_shows_what_it_took_away() {
-    let supervisor = Supervisor::in_memory().open().await.unwrap();
-    let processes = supervisor.processes();
-    let session = supervisor.session(scope("s")).processes();
-    for id in ["kept", "lost"] {
-        let grant = Some(ProcessStartGrant::new(scope("s"), "x"));
-        let request = noted(id).with_grant(grant);
-        processes.start(request, inline()).await.unwrap();
-    }
-    for _ in 0..50 {
-        let mut watch = session.watch_session().unwrap();
-        // A look is under way, or done and not yet taken.
-        let _ = polled(&mut watch);
-        processes.revoke(&scope("s"), "lost").await.unwrap();
-        let snapshot = next(&mut watch).await.unwrap().unwrap();
-        assert_eq!(snapshot.visible_process_ids, ["kept"]);
-        assert_eq!(snapshot.items.len(), 1);
-        let descriptor = ProcessHandleDescriptor::default();
-        processes
-            .grant(&scope("s"), "lost", descriptor)
-            .await
-            .unwrap();
-    }
-    close_clean(&supervisor).await;
-}
-
-/// A clock that the test sets, for creation times.
-#[derive(Debug)]
-struct At(std::sync::atomic::AtomicU64, SystemClock);
-
-impl Clock for At {
-    fn now_epoch_ms(&self) -> u64 {
-        self.0.load(std::sync::atomic::Ordering::SeqCst)
-    }
-    fn monotonic(&self) -> std::time::Duration {
-        self.1.monotonic()
-    }
-}
-
-async fn listed(processes: &Processes, filter: Value) -> Vec<String> {
-    let filter: ProcessListFilter = serde_json::from_value(filter).unwrap();
-    let whole = processes.list(&filter).await.unwrap();
-    // In pages of one it is the same list.
-    let mut paged = Vec::new();
-    let mut page = PageRequest::first(1);
-    loop {
-        let found = processes.list_page(&filter, &page).await.unwrap();
-        paged.extend(found.items);
-        match found.next {
-            Some(cursor) => page = PageRequest::after(cursor, 1),
-            None => break,
-        }
-    }
-    assert_eq!(paged, whole, "{filter:?}");
-    whole
-        .into_iter()
-        .map(|process| process.process_id)
-        .collect()
-}
-
-#[tokio::test]
-async fn each_field_of_a_filter_lists_its_own_in_the_order_of_creation() {
-    for place in Place::both() {
-        let clock = std::sync::Arc::new(At(1_000.into(), SystemClock::default()));
-        let waits = engine("waits", |cx: ProcessContext, _| async move {
-            cx.wait_signal("go").await?;
-            Ok(Value::Null)
-        });
-        let builder = place.builder().engine(waits).clock(clock.clone());
-        let supervisor = builder.open().await.unwrap();
-        let processes = supervisor.processes();
-        let identity = ProcessIdentity {
-            kind: Some("build".into()),
-            label: Some("nightly".into()),
-            definition: Some("d-1".into()),
-        };
-        // Names that go down while time goes up: order is not the alphabet's.
-        let requests = [
-            by(noted("z"), &frame()).with_identity(identity),
-            by(noted("y"), &scope("s")).with_caused_by(Some("m-1".into())),
-            noted("x").with_label("team", "a").with_label("tier", "1"),
-            noted("w").with_label("team", "a"),
-            rerunnable("v", "waits").with_event_type(ProcessEventType::signal("go")),
-            by(noted("u"), &frame()),
-        ];
-        for request in requests {
-            processes.start(request, inline()).await.unwrap();
-            clock
-                .0
-                .fetch_add(1_000, std::sync::atomic::Ordering::SeqCst);
-        }
-        until(&processes, "v", |p| p.facets.waiting).await;
-        complete(&processes, "w").await;
-        let cases: [(Value, &[&str]); 21] = [
-            (json!({}), &["z", "y", "x", "v", "u"]),
-            (json!({ "status": "any" }), &["z", "y", "x", "w", "v", "u"]),
-            (json!({ "status": "completed" }), &["w"]),
-            (json!({ "status": "terminal" }), &["w"]),
-            (json!({ "status": "failed" }), &[]),
-            (json!({ "waiting": true }), &["v"]),
-            (json!({ "waiting": false }), &["z", "y", "x", "u"]),
-            (json!({ "originator_scope_id": "session:s" }), &["y"]),
-            (
-                json!({ "originator_scope_id": "session:s/frame:f" }),
-                &["z", "u"],
-            ),
-            (json!({ "originator_scope_id": "host" }), &["x", "v"]),
-            (json!({ "identity_kind": "build" }), &["z"]),
-            (json!({ "identity_kind": "waits" }), &["v"]),
-            (json!({ "identity_label": "nightly" }), &["z"]),
-            (json!({ "definition": "d-1" }), &["z"]),
-            (json!({ "caused_by": "m-1" }), &["y"]),
-            (json!({ "parent": "z" }), &[]),
-            (
-                json!({ "status": "any", "labels": { "team": "a" } }),
-                &["x", "w"],
-            ),
-            (json!({ "labels": { "team": "a", "tier": "1" } }), &["x"]),
-            // Half-open.
-            (
-                json!({ "created_at_start_ms": 2_000, "created_at_end_ms": 5_000 }),
-                &["y", "x"],
-            ),
-            (
-                json!({ "status": "any", "created_at_start_ms": 4_000 }),
-                &["w", "v", "u"],
-            ),
-            (
-                json!({ "created_at_start_ms": 5_000, "created_at_end_ms": 2_000 }),
-                &[],
-            ),
-        ];
-        for (filter, expected) in cases {
+            let mut buffered = session.subscribe(id, 0).await.unwrap();
+            let mut fresh = session.subscribe(id, 0).await.unwrap();
+            let mut parked = session.subscribe(id, 10).await.unwrap();
+            assert_eq!(next(&mut buffered).await.unwrap().unwrap().sequence, 1);
+            let waiting = {
+                let session = session.clone();
+                let id = id.to_owned();
+                tokio::spawn(async move { session.await_output(&id).await })
+            };
+            let ends = tokio::spawn(async move { next(&mut parked).await });
+            tokio::task::yield_now().await;
+            if transfers {
+                let one = [id.to_owned()];
+                processes.transfer(&scope(), &other(), &one).await.unwrap();
+            } else {
+                processes.revoke(&scope(), id).await.unwrap();
+            }
+            for subscription in [&mut buffered, &mut fresh] {
+                let end = next(subscription).await;
+                let Some(Err(Error::NotGranted { ids, .. })) = &end else {
+                    panic!("{end:?}");
+                };
+                assert_eq!(ids, &[id]);
+                assert!(next(subscription).await.is_none());
+            }
+            let end = within(ends).await.unwrap();
+            assert!(
+                matches!(end, Some(Err(Error::NotGranted { .. }))),
+                "{end:?}"
+            );
+            let waited = within(waiting).await.unwrap();
             assert_eq!(
-                listed(&processes, filter.clone()).await,
-                expected,
-                "{filter}"
+                waited,
+                Err(Error::UnknownProcess {
+                    process_id: id.into()
+                })
             );
         }
-        // A root stands for its frames, and their processes come in one order of creation.
-        let all = ProcessListFilter::any();
-        let of_session = processes.list_originated_by(&scope("s"), &all).await;
-        assert_eq!(ids(&of_session.unwrap()), ["z", "y", "u"]);
-        let of_frame = processes.list_originated_by(&frame(), &all).await.unwrap();
-        assert_eq!(ids(&of_frame), ["z", "u"]);
-        let (since, until) = (Some(2_000), Some(6_000));
-        let between = ProcessListFilter {
-            created_at_start_ms: since,
-            created_at_end_ms: until,
-            ..all
-        };
-        let of_session = processes.list_originated_by(&scope("s"), &between).await;
-        assert_eq!(ids(&of_session.unwrap()), ["y"]);
         close_clean(&supervisor).await;
     }
 }
 
 #[tokio::test]
-async fn pages_go_on_while_processes_come_and_go() {
+async fn a_prune_ends_a_sessions_subscription_as_a_revocation_does() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    let session = supervisor.session(scope()).processes();
+    session.start(request("p"), inline()).await.unwrap();
+    let mut beyond = session.subscribe("p", 50).await.unwrap();
+    let host = CompletionAuthority::Host { by: "ops".into() };
+    processes
+        .complete_external("p", ProcessAwaitOutput::success(1), host)
+        .await
+        .unwrap();
+    let ended = processes
+        .get("p")
+        .await
+        .unwrap()
+        .unwrap()
+        .terminal_at_ms
+        .unwrap();
+    processes.prune(ended + 1).await.unwrap();
+    let end = next(&mut beyond).await;
+    assert!(
+        matches!(end, Some(Err(Error::NotGranted { .. }))),
+        "{end:?}"
+    );
+    close_clean(&supervisor).await;
+}
+
+#[tokio::test]
+async fn g2_a_transfer_is_all_or_nothing() {
     for place in Place::both() {
         let supervisor = place.builder().open().await.unwrap();
         let processes = supervisor.processes();
-        for id in ["a", "b", "c", "d", "e", "f"] {
-            processes.start(noted(id), inline()).await.unwrap();
+        for id in ["a", "b", "c"] {
+            processes.start(external(id), inline()).await.unwrap();
         }
-        let any = ProcessListFilter::any();
-        let first = processes.list_page(&any, &PageRequest::first(2)).await;
-        let first = first.unwrap();
-        assert_eq!(ids(&first.items), ["a", "b"]);
-        // The one that the cursor stands on goes, the next one too, and one comes.
-        for id in ["b", "c"] {
-            complete(&processes, id).await;
-        }
-        processes.prune(u64::MAX).await.unwrap();
-        processes.start(noted("g"), inline()).await.unwrap();
-        let stored = serde_json::to_string(&first.next).unwrap();
-        let cursor: Option<PageCursor> = serde_json::from_str(&stored).unwrap();
-        let request = PageRequest { limit: 3, cursor };
-        let second = processes.list_page(&any, &request).await.unwrap();
-        assert_eq!(ids(&second.items), ["d", "e", "f"]);
-        let running = ProcessListFilter::default();
-        let other = processes.list_page(&running, &request).await;
-        assert!(
-            matches!(other, Err(Error::InvalidInput { .. })),
-            "{other:?}"
-        );
-        let request = PageRequest {
-            limit: 3,
-            cursor: second.next,
+        processes
+            .grant(&scope(), "a", label("first"))
+            .await
+            .unwrap();
+        processes
+            .grant(&scope(), "a", label("second"))
+            .await
+            .unwrap();
+        processes.grant(&scope(), "b", label("b")).await.unwrap();
+        processes.grant(&other(), "b", label("kept")).await.unwrap();
+        let list = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+
+        let refused = processes
+            .transfer(&scope(), &other(), &list(&["a", "c", "nobody", "b"]))
+            .await
+            .unwrap_err();
+        let Error::NotGranted { scope: named, ids } = &refused else {
+            panic!("{refused:?}");
         };
-        let last = processes.list_page(&any, &request).await.unwrap();
-        assert_eq!(ids(&last.items), ["g"]);
-        assert_eq!(last.next, None);
-        // A log in pages.
-        for n in 0..5 {
-            append(&processes, "a", "note", json!(n)).await;
-        }
-        let mut after = 0;
-        let mut sequences = Vec::new();
-        loop {
-            let page = processes.events_page("a", after, 2).await.unwrap();
-            let Some(last) = page.last() else { break };
-            after = last.sequence;
-            sequences.push(page.iter().map(|it| it.sequence).collect::<Vec<_>>());
-        }
-        assert_eq!(sequences, [vec![1, 2], vec![3, 4], vec![5]]);
-        let past_the_end = processes.events_page("a", u64::MAX, 2).await;
-        assert_eq!(past_the_end.unwrap(), []);
+        assert_eq!(named, "session:s");
+        assert_eq!(ids, &["c", "nobody"]);
+        assert!(processes.has_grant(&scope(), "a").await.unwrap());
+        assert!(!processes.has_grant(&other(), "a").await.unwrap());
+
+        let session = supervisor.session(scope()).processes();
+        let refused = session
+            .transfer(&other(), &list(&["a", "c"]))
+            .await
+            .unwrap_err();
+        assert_eq!(refused.to_string(), "unknown process c");
+
+        processes.transfer(&scope(), &other(), &[]).await.unwrap();
+        processes
+            .transfer(&scope(), &scope(), &list(&["a"]))
+            .await
+            .unwrap();
+        assert!(processes.has_grant(&scope(), "a").await.unwrap());
+        let frame = scope().with_frame("f");
+        let refused = processes.transfer(&frame, &other(), &list(&["a"])).await;
+        assert!(
+            matches!(refused, Err(Error::NotGranted { .. })),
+            "a frame is another scope"
+        );
+
+        processes
+            .transfer(&scope(), &other(), &list(&["a", "b", "a"]))
+            .await
+            .unwrap();
+        assert_eq!(processes.grants_of("a").await.unwrap(), [other()]);
+        assert_eq!(processes.grants_of("b").await.unwrap(), [other()]);
+        let snapshot = processes.session_snapshot("other").await.unwrap();
+        let descriptor = |id: &str| {
+            let item = snapshot
+                .items
+                .iter()
+                .find(|item| item.process.process_id == id);
+            item.unwrap().descriptor.clone()
+        };
+        assert_eq!(
+            descriptor("a"),
+            label("first"),
+            "a second grant keeps the first descriptor"
+        );
+        assert_eq!(descriptor("b"), label("kept"), "so does a transfer");
+        assert_eq!(
+            processes.list_granted_to(&scope(), &any()).await.unwrap(),
+            []
+        );
+        processes.revoke(&scope(), "a").await.unwrap();
         close_clean(&supervisor).await;
     }
 }
 
-/// The rest of a session's boundary: its lists and snapshots are of what it holds, whoever made it.
-#[tokio::test]
-async fn a_session_lists_what_it_holds_newest_change_first_in_a_snapshot() {
-    let supervisor = Supervisor::in_memory().open().await.unwrap();
-    let processes = supervisor.processes();
-    let session = supervisor.session(frame()).processes();
-    for id in ["a", "b"] {
-        let request = by(noted(id), &frame());
-        session.start(request, inline()).await.unwrap();
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn g3_racing_transfers_leave_each_grant_at_one_place() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        let all: Vec<String> = (0..10).map(|n| format!("p{n}")).collect();
+        let scopes: Vec<_> = (0..4).map(|n| SessionScope::new(format!("s{n}"))).collect();
+        for id in &all {
+            let grant = ProcessStartGrant::new(scopes[0].clone(), "x");
+            processes
+                .start(external(id).with_grant(Some(grant)), inline())
+                .await
+                .unwrap();
+        }
+        let mut moves = JoinSet::new();
+        for n in 0..100 {
+            let (processes, all) = (processes.clone(), all.clone());
+            let (from, to) = (scopes[n % 4].clone(), scopes[(n * 7 + 1) % 4].clone());
+            moves.spawn(async move { processes.transfer(&from, &to, &all).await });
+        }
+        while let Some(moved) = within(moves.join_next()).await {
+            match moved.unwrap() {
+                Ok(()) => {}
+                Err(Error::NotGranted { ids, .. }) => assert_eq!(ids, all),
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        let holders = processes.grants_of("p0").await.unwrap();
+        assert_eq!(holders.len(), 1);
+        for id in &all {
+            assert_eq!(processes.grants_of(id).await.unwrap(), holders);
+        }
+        close_clean(&supervisor).await;
     }
-    processes.start(noted("c"), inline()).await.unwrap();
-    for (scope, label) in [(scope("s"), "root's"), (frame(), "frame's")] {
-        let descriptor = ProcessHandleDescriptor::label(label);
-        processes.grant(&scope, "c", descriptor).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_sessions_write_that_races_with_a_revocation_is_written_or_unknown() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        let session = supervisor.session(scope()).processes();
+        for round in 0..50 {
+            let id = format!("p{round}");
+            session.start(request(&id), inline()).await.unwrap();
+            let mine = scope();
+            let (sent, revoked, kept) = within(async {
+                tokio::join!(
+                    session.signal(&id, "go", "1", go(), inline()),
+                    processes.revoke(&mine, &id),
+                    // Goes through, whatever is refused in front of it.
+                    processes.append_event(&id, note(1)),
+                )
+            })
+            .await;
+            revoked.unwrap();
+            kept.unwrap();
+            let types = event_types(&processes, &id).await;
+            match sent {
+                Ok(_) => assert!(types.contains(&"signal.go".to_owned())),
+                // It may have been written before the revocation that the answer rests on.
+                Err(error) => assert_eq!(error.to_string(), format!("unknown process {id}")),
+            }
+            assert_eq!(types.iter().filter(|t| *t == "note").count(), 1);
+        }
+        close_clean(&supervisor).await;
     }
-    append(&processes, "a", "note", json!(1)).await;
-    complete(&processes, "b").await;
-    assert_eq!(ids(&session.list().await.unwrap()), ["a", "c"]);
-    assert_eq!(ids(&session.list_all().await.unwrap()), ["a", "b", "c"]);
-    let snapshot = session.snapshot().await.unwrap();
-    assert_eq!(snapshot.session_id, "s");
-    assert_eq!(snapshot.visible_process_ids, ["b", "a", "c"]);
-    assert_eq!(snapshot.items[2].label.as_deref(), Some("frame's"));
-    let host = processes.session_snapshot("s").await.unwrap();
-    assert_eq!(host.items[2].label.as_deref(), Some("root's"));
-    // Its own list, not that of who made it.
-    processes.revoke(&frame(), "a").await.unwrap();
-    assert_eq!(ids(&session.list_all().await.unwrap()), ["b", "c"]);
-    let made = processes
-        .list_originated_by(&frame(), &ProcessListFilter::any())
-        .await;
-    assert_eq!(ids(&made.unwrap()), ["a", "b"]);
-    close_clean(&supervisor).await;
 }

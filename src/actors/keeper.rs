@@ -15,8 +15,40 @@ use tracing::{info, warn};
 use super::runtime::Shared;
 use crate::model::lease::OwnerRecord;
 use crate::model::{Error, OwnerNumber, ProcessOwner, Result};
+use crate::store::clock::Clock;
 use crate::store::process_store::ProcessStore;
 use crate::store::write_set::{Change, CommitResult, Condition, WriteSet};
+
+/// The clock by which leases are judged where one runtime alone has the store: the wall clock as it
+/// was at the open, carried on by the monotonic one. A wall clock that jumps ends nothing then. An
+/// expiry means nothing to the next open: its epoch is proof enough.
+#[derive(Debug)]
+pub(crate) struct SteadyClock {
+    inner: Arc<dyn Clock>,
+    opened_at_ms: u64,
+    opened_at: Duration,
+}
+
+impl SteadyClock {
+    pub(crate) fn new(inner: Arc<dyn Clock>) -> Self {
+        Self {
+            opened_at_ms: inner.now_epoch_ms(),
+            opened_at: inner.monotonic(),
+            inner,
+        }
+    }
+}
+
+impl Clock for SteadyClock {
+    fn now_epoch_ms(&self) -> u64 {
+        let since = self.monotonic().saturating_sub(self.opened_at);
+        self.opened_at_ms.saturating_add(millis(since))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.inner.monotonic()
+    }
+}
 
 /// One incarnation of this runtime as an owner.
 #[derive(Debug)]
@@ -84,6 +116,7 @@ fn record(handle: &OwnerHandle, expires_at_ms: u64, retired: bool) -> OwnerRecor
 /// Begins a new incarnation, durably.
 pub(super) async fn begin_incarnation(
     store: &ProcessStore,
+    lease_clock: &dyn Clock,
     owner_id: &str,
     lease: crate::model::LeaseTimings,
 ) -> Result<Arc<OwnerHandle>> {
@@ -96,8 +129,10 @@ pub(super) async fn begin_incarnation(
             store_epoch: store.epoch(),
         },
     );
-    let sent_at = store.clock().monotonic();
-    let expires_at_ms = store.now_ms().saturating_add(millis(lease.ttl()));
+    let sent_at = lease_clock.monotonic();
+    let expires_at_ms = lease_clock
+        .now_epoch_ms()
+        .saturating_add(millis(lease.ttl()));
     store
         .commit_wait(WriteSet::new(
             Vec::new(),
@@ -206,7 +241,7 @@ impl KeeperState {
         }
         self.renewing = true;
         let ttl = millis(self.shared.config.lease.ttl());
-        let expires_at_ms = self.shared.now_ms().saturating_add(ttl);
+        let expires_at_ms = self.shared.lease_clock.now_epoch_ms().saturating_add(ttl);
         let number = handle.number;
         let myself = myself.clone();
         self.shared.store.commit(
@@ -277,9 +312,13 @@ impl KeeperState {
         let shared = Arc::clone(&self.shared);
         let myself = myself.clone();
         tokio::spawn(async move {
-            let began =
-                begin_incarnation(&shared.store, &shared.config.owner_id, shared.config.lease)
-                    .await;
+            let began = begin_incarnation(
+                &shared.store,
+                &*shared.lease_clock,
+                &shared.config.owner_id,
+                shared.config.lease,
+            )
+            .await;
             let _ = myself.cast(KeeperMsg::Began(began));
         });
     }

@@ -9,7 +9,7 @@ pub(crate) mod config;
 mod dispatcher;
 mod errors;
 pub(crate) mod hub;
-mod keeper;
+pub(crate) mod keeper;
 mod open;
 pub(crate) mod process;
 mod prune;
@@ -20,6 +20,8 @@ mod root;
 pub(crate) mod runtime;
 mod sessions;
 pub(crate) mod start;
+#[cfg(test)]
+mod tests;
 pub(crate) mod work;
 
 pub(crate) use open::Runtime;

@@ -1,12 +1,13 @@
 //! Opening and closing a runtime.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorRef};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, oneshot};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::config::RuntimeConfig;
@@ -19,6 +20,7 @@ use super::root::Root;
 use super::runtime::{Actors, EngineEntry, Shared};
 use crate::engines::{CancelReason, ProcessEngine};
 use crate::model::{Error, Result};
+use crate::store::clock::Clock;
 use crate::store::process_store::ProcessStore;
 
 /// What became of the work that was running when the runtime shut down.
@@ -61,6 +63,7 @@ impl Runtime {
     pub(crate) async fn open(
         config: RuntimeConfig,
         store: ProcessStore,
+        lease_clock: Arc<dyn Clock>,
         engines: Vec<Arc<dyn ProcessEngine>>,
     ) -> Result<Self> {
         let engines: HashMap<String, EngineEntry> = engines
@@ -74,7 +77,7 @@ impl Runtime {
             })
             .collect();
         let recover = config.recover;
-        let shared = Arc::new(Shared::new(config, store, engines));
+        let shared = Arc::new(Shared::new(config, store, lease_clock, engines));
         let (root, _) = Root::spawn(None, Root, Arc::clone(&shared))
             .await
             .map_err(|error| spawn_failed(&error))?;
@@ -105,8 +108,13 @@ impl Runtime {
             .map_err(failed)?;
         if recover {
             let lease = shared.config.lease;
-            let owner =
-                keeper::begin_incarnation(&shared.store, &shared.config.owner_id, lease).await?;
+            let owner = keeper::begin_incarnation(
+                &shared.store,
+                &*shared.lease_clock,
+                &shared.config.owner_id,
+                lease,
+            )
+            .await?;
             shared.set_owner(owner);
             Keeper::spawn_linked(None, Keeper, args(), root.clone())
                 .await
@@ -151,7 +159,7 @@ impl Runtime {
         let store = self.shared.store.clone();
         let stopped = tokio::task::spawn_blocking(move || store.close()).await;
         // Whoever still waits finds the store closed.
-        self.shared.hub.nudge_all();
+        self.shared.abandon_waits();
         *closed = Some(report.clone());
         match stopped {
             Ok(Ok(())) => Ok(report),
@@ -166,59 +174,62 @@ impl Runtime {
         if let Ok(actors) = self.shared.actors() {
             let _ = actors.dispatcher.cast(DispatchMsg::Stop);
         }
-        let mut watched = Vec::new();
+        let mut watched = JoinSet::new();
+        let mut silent = BTreeSet::new();
         for (id, actor) in self.shared.active_actors() {
             let (settled, wait) = oneshot::channel();
             let _ = actor.cast(ProcessMsg::Watch { settled });
             let _ = actor.cast(ProcessMsg::Drain);
-            watched.push((id, wait));
+            silent.insert(Arc::clone(&id));
+            watched.spawn(async move { (id, wait.await.unwrap_or(ShutdownOutcome::Idle)) });
         }
-        let collect = async {
-            let mut outcomes = Vec::with_capacity(watched.len());
-            for (id, wait) in watched {
-                let outcome = wait.await.unwrap_or(ShutdownOutcome::Idle);
-                outcomes.push((id, outcome));
-            }
-            outcomes
-        };
-        tokio::pin!(collect);
-        let mut outcomes = tokio::time::timeout(grace, &mut collect).await.ok();
-        if outcomes.is_none() {
+        let mut report = ShutdownReport::default();
+        if !collect(&mut watched, &mut silent, &mut report, grace).await {
             self.shared.tell_all(|| ProcessMsg::Stop {
                 reason: CancelReason::Shutdown,
             });
-            outcomes = tokio::time::timeout(STOP_MAX, &mut collect).await.ok();
-        }
-        if outcomes.is_none() {
-            self.shared.tell_all(|| ProcessMsg::Abort);
-            outcomes = tokio::time::timeout(ABORT_MAX, &mut collect).await.ok();
-        }
-        let mut report = ShutdownReport::default();
-        match outcomes {
-            Some(outcomes) => {
-                for (id, outcome) in outcomes {
-                    let list = match outcome {
-                        ShutdownOutcome::Idle => continue,
-                        ShutdownOutcome::Finished => &mut report.finished,
-                        ShutdownOutcome::Released => &mut report.released,
-                        ShutdownOutcome::Abandoned => &mut report.abandoned,
-                        ShutdownOutcome::Unwritten => &mut report.unwritten,
-                    };
-                    list.push(id.to_string());
-                }
+            if !collect(&mut watched, &mut silent, &mut report, STOP_MAX).await {
+                self.shared.tell_all(|| ProcessMsg::Abort);
+                collect(&mut watched, &mut silent, &mut report, ABORT_MAX).await;
             }
-            None => {
-                warn!("some executions did not stop: the next open recovers them");
-                report.unwritten = self
-                    .shared
-                    .active_actors()
-                    .into_iter()
-                    .map(|(id, _)| id.to_string())
-                    .collect();
-            }
+        }
+        if !silent.is_empty() {
+            warn!(
+                executions = silent.len(),
+                "some executions did not stop: the next open recovers them"
+            );
         }
         report
+            .unwritten
+            .extend(silent.iter().map(|id| id.to_string()));
+        report
     }
+}
+
+/// Takes answers until all are there, or the time is over; says which it was.
+async fn collect(
+    watched: &mut JoinSet<(Arc<str>, ShutdownOutcome)>,
+    silent: &mut BTreeSet<Arc<str>>,
+    report: &mut ShutdownReport,
+    time: Duration,
+) -> bool {
+    let all = async {
+        while let Some(answer) = watched.join_next().await {
+            let Ok((id, outcome)) = answer else {
+                continue;
+            };
+            silent.remove(&id);
+            let list = match outcome {
+                ShutdownOutcome::Idle => continue,
+                ShutdownOutcome::Finished => &mut report.finished,
+                ShutdownOutcome::Released => &mut report.released,
+                ShutdownOutcome::Abandoned => &mut report.abandoned,
+                ShutdownOutcome::Unwritten => &mut report.unwritten,
+            };
+            list.push(id.to_string());
+        }
+    };
+    tokio::time::timeout(time, all).await.is_ok()
 }
 
 impl Drop for Runtime {
@@ -239,7 +250,7 @@ impl Drop for Runtime {
                 warn!(%error, "store was not closed in order");
             }
             // Whoever still waits finds the store closed.
-            shared.hub.nudge_all();
+            shared.abandon_waits();
         });
     }
 }

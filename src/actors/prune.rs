@@ -141,7 +141,7 @@ impl Shared {
         Ok((candidates, next))
     }
 
-    async fn prune_group(&self, group: &[(String, Row)]) -> Result<ProcessPruneReport> {
+    async fn prune_group(self: &Arc<Self>, group: &[(String, Row)]) -> Result<ProcessPruneReport> {
         let mut waits = Vec::with_capacity(group.len());
         for (id, row) in group {
             let set = WriteSet::new(
@@ -153,12 +153,12 @@ impl Shared {
                 }],
             );
             let (answer, wait) = oneshot::channel();
-            let (hub, incarnation) = (Arc::clone(&self.hub), row.incarnation);
+            let (shared, pruned, incarnation) = (Arc::clone(self), id.clone(), row.incarnation);
             self.store.commit(
                 set,
                 // Told here, because the caller may be gone when it commits.
                 Box::new(move |result| {
-                    hub.nudge(incarnation);
+                    shared.written_by_others(&pruned, incarnation);
                     let _ = answer.send(result);
                 }),
             );

@@ -75,6 +75,8 @@ impl Shared {
                     Some(QueuedReason::UnregisteredEngine { kind: kind.clone() })
                 }
                 _ if !self.config.recover => Some(QueuedReason::RecoveryOff),
+                // Its time has not come yet, whatever slots are free.
+                _ if process.facets.backing_off => None,
                 _ => Some(QueuedReason::Slot),
             };
         }
@@ -248,6 +250,9 @@ impl Shared {
             listener.seen();
             if let Some(output) = self.outcome(id, row)? {
                 return Ok(output);
+            }
+            if self.is_closed() {
+                return Err(Error::ShuttingDown);
             }
             loop {
                 if !listener.changed().await {

@@ -39,7 +39,13 @@ impl Actor for Root {
                         shared.hub.nudge(incarnation);
                         shared.sweep_soon();
                     }
-                    None => error!(actor = %cell.get_id(), %reason, "actor failed"),
+                    None => {
+                        // Without one of the long-lived actors leases are not watched, or nothing
+                        // is dispatched or recovered: better nothing than half of it.
+                        error!(actor = %cell.get_id(), %reason,
+                            "runtime stops: a part of it failed; shut it down and open it again");
+                        shared.fail_stop();
+                    }
                 }
             }
             SupervisionEvent::ActorTerminated(cell, _, reason) => {

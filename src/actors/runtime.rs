@@ -21,6 +21,7 @@ use crate::model::record::Registration;
 use crate::model::{
     Error, FencingToken, Incarnation, OwnerNumber, ProcessEventType, Result, SessionScope,
 };
+use crate::store::clock::Clock;
 use crate::store::keys::Row;
 use crate::store::process_store::ProcessStore;
 use crate::store::read::IdEntry;
@@ -87,6 +88,8 @@ pub(crate) struct ChildOf {
 pub(crate) struct Shared {
     pub(crate) config: RuntimeConfig,
     pub(crate) store: ProcessStore,
+    /// The clock by which the store judges leases.
+    pub(crate) lease_clock: Arc<dyn Clock>,
     pub(crate) hub: Arc<Hub>,
     engines: HashMap<String, EngineEntry>,
     owner: RwLock<Option<Arc<OwnerHandle>>>,
@@ -99,6 +102,7 @@ pub(crate) struct Shared {
     commands: Arc<Semaphore>,
     command_kib: Arc<Semaphore>,
     shutting_down: AtomicBool,
+    closed: AtomicBool,
 }
 
 impl std::fmt::Debug for Shared {
@@ -114,6 +118,7 @@ impl Shared {
     pub(super) fn new(
         config: RuntimeConfig,
         store: ProcessStore,
+        lease_clock: Arc<dyn Clock>,
         engines: HashMap<String, EngineEntry>,
     ) -> Self {
         Self {
@@ -121,6 +126,7 @@ impl Shared {
             command_kib: Arc::new(Semaphore::new(COMMAND_KIB_MAX)),
             config,
             store,
+            lease_clock,
             hub: Arc::new(Hub::default()),
             engines,
             owner: RwLock::new(None),
@@ -129,6 +135,7 @@ impl Shared {
             claims: DashMap::new(),
             actors: OnceLock::new(),
             shutting_down: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -418,6 +425,17 @@ impl Shared {
         });
     }
 
+    /// Has the actor of an incarnation, if it has one, look at what somebody else wrote.
+    pub(super) fn written_by_others(&self, id: &str, incarnation: Incarnation) {
+        self.hub.nudge(incarnation);
+        if let Some(slot) = self.active.get(id)
+            && let Some((actor, known)) = slot.cell.get()
+            && *known == incarnation
+        {
+            let _ = actor.cast(ProcessMsg::Look);
+        }
+    }
+
     /// Takes an actor that failed off the map; its process, if it was one.
     pub(super) fn forget_failed(&self, cell: &ActorCell) -> Option<(Arc<str>, Incarnation)> {
         let found = self.active.iter().find_map(|slot| {
@@ -466,6 +484,29 @@ impl Shared {
             _command: command,
             _bytes: bytes,
         })
+    }
+
+    /// Stops working without a word to the store: what is executed stops, every later call answers
+    /// `ShuttingDown`, and the next open recovers. For when there is no going on.
+    pub(super) fn fail_stop(&self) {
+        self.begin_shutdown();
+        if let Some(owner) = self.owner() {
+            self.clear_owner();
+            self.lease_lost(owner.number);
+        }
+        self.end_admission();
+        self.abandon_waits();
+    }
+
+    /// Ends every wait for something that this runtime will never see.
+    pub(super) fn abandon_waits(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.hub.nudge_all();
+    }
+
+    /// Whether nothing will change here any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Waits until no command is in flight.

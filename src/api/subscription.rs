@@ -238,6 +238,9 @@ impl Source {
             });
         };
         if front.last_sequence <= self.cursor {
+            if front.terminal_at_ms().is_none() && self.shared.is_closed() {
+                return Err(Error::ShuttingDown);
+            }
             return Ok(front.terminal_at_ms().map(|_| Batch::End));
         }
         let page = self

@@ -10,6 +10,7 @@ use super::effects::JournaledEffects;
 use super::processes::Processes;
 use super::session::SessionHandle;
 use crate::actors::config::RuntimeConfig;
+use crate::actors::keeper::SteadyClock;
 use crate::actors::reads::blocking;
 use crate::actors::{RecoveryReport, Runtime, ShutdownReport};
 use crate::engines::ProcessEngine;
@@ -37,7 +38,10 @@ use crate::store::sled_kv::{Options, SledKv};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct InMemoryStore(MemoryStore);
+pub struct InMemoryStore {
+    kv: MemoryStore,
+    shared: bool,
+}
 
 impl fmt::Debug for InMemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,20 +59,26 @@ impl InMemoryStore {
     /// A store that one runtime at a time can have open, as one on disk.
     #[must_use]
     pub fn new() -> Self {
-        Self(MemoryKv::private())
+        Self {
+            kv: MemoryKv::private(),
+            shared: false,
+        }
     }
 
     /// A store that several runtimes use at once: an earlier epoch proves nothing there about an
     /// owner.
     #[must_use]
     pub fn shared() -> Self {
-        Self(MemoryKv::shared())
+        Self {
+            kv: MemoryKv::shared(),
+            shared: true,
+        }
     }
 }
 
 enum Place {
     Directory(PathBuf),
-    Memory(MemoryStore),
+    Memory { store: MemoryStore, shared: bool },
 }
 
 /// How to shut down.
@@ -296,9 +306,16 @@ impl SupervisorBuilder {
             cache_capacity_bytes,
             clock,
         } = self;
-        let store_clock = Arc::clone(&clock);
+        let lease_clock: Arc<dyn Clock> = match &place {
+            // Several hosts compare their wall clocks: there is no other way.
+            Place::Memory { shared: true, .. } => Arc::clone(&clock),
+            Place::Memory { .. } | Place::Directory(_) => {
+                Arc::new(SteadyClock::new(Arc::clone(&clock)))
+            }
+        };
+        let store_clock = Arc::clone(&lease_clock);
         let kv: Arc<dyn Kv> = match place {
-            Place::Memory(memory) => Arc::new(memory.open(store_clock)?),
+            Place::Memory { store, .. } => Arc::new(store.open(store_clock)?),
             Place::Directory(path) => {
                 blocking(move || {
                     let mut options = Options::new(store_clock);
@@ -313,7 +330,7 @@ impl SupervisorBuilder {
             }
         };
         let store = ProcessStore::new(kv, clock);
-        let runtime = match Runtime::open(config, store.clone(), engines).await {
+        let runtime = match Runtime::open(config, store.clone(), lease_clock, engines).await {
             Ok(runtime) => runtime,
             Err(error) => {
                 // The lock is not held on for what could not be started.
@@ -386,7 +403,10 @@ impl Supervisor {
     /// A runtime on a store in memory.
     #[must_use]
     pub fn in_memory_store(store: &InMemoryStore) -> SupervisorBuilder {
-        SupervisorBuilder::new(Place::Memory(store.0.clone()))
+        SupervisorBuilder::new(Place::Memory {
+            store: store.kv.clone(),
+            shared: store.shared,
+        })
     }
 
     /// The host's view of every process.

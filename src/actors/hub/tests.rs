@@ -132,3 +132,30 @@ fn a_tail_is_asked_for_what_can_never_come() {
     hub.publish(Incarnation(1), &[event(1)], false);
     assert_eq!(sequences(listener.tail_after(u64::MAX, 9)), None);
 }
+
+#[test]
+fn w2_a_listener_is_not_lost_to_one_that_leaves() {
+    let hub = Arc::new(Hub::default());
+    let leaving = Arc::clone(&hub);
+    let others = std::thread::spawn(move || {
+        for _ in 0..200_000 {
+            drop(leaving.listen(Incarnation(1)));
+        }
+    });
+    let mut lost = 0;
+    while !others.is_finished() {
+        let mut listener = hub.listen(Incarnation(1));
+        hub.nudge(Incarnation(1));
+        lost += u32::from(listener.seen().nudges == 0);
+    }
+    others.join().unwrap();
+    assert_eq!(lost, 0, "listeners that heard nothing");
+}
+
+#[test]
+fn a_cursor_at_the_end_of_all_numbers_is_no_overflow() {
+    let hub = Arc::new(Hub::default());
+    let listener = hub.listen(Incarnation(1));
+    hub.publish(Incarnation(1), &[event(1)], false);
+    assert_eq!(sequences(listener.tail_after(u64::MAX, 9)), None);
+}

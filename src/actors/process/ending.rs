@@ -3,7 +3,7 @@
 use tracing::{info, warn};
 
 use super::flight::{Purpose, Work};
-use super::messages::ShutdownOutcome;
+use super::messages::{ProcessMsg, ShutdownOutcome};
 use super::state::Process;
 use crate::engines::{CancelReason, EngineFailure, EngineResult};
 use crate::model::decide::{Command, Finisher};
@@ -13,6 +13,9 @@ use crate::model::{
     AbandonEvidence, AbandonProof, AbandonWriter, FailureClass, FencingToken, OwnerNumber,
     ProcessAwaitOutput, ProcessError, RecoveryDisposition,
 };
+
+/// How long an aborted task may take to end before its process is ended without it.
+const ABORT_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Process {
     pub(super) fn stop_execution(&mut self, token: FencingToken, reason: CancelReason) {
@@ -32,7 +35,25 @@ impl Process {
         {
             warn!(process = %self.registration.id, "attempt did not stop in time: aborted");
             execution.abort();
+            // Code that never yields does not notice: its process ends all the same, and nothing
+            // new is started beside it until its task has ended.
+            let myself = self.myself.clone();
+            execution.after(&myself, ABORT_WAIT, move || ProcessMsg::AbortOver { token });
         }
+    }
+
+    pub(super) fn abort_over(&mut self, token: FencingToken) {
+        let Some(execution) = &mut self.execution else {
+            return;
+        };
+        if execution.token != token || execution.settled {
+            return;
+        }
+        execution.settled = true;
+        let reason = execution.cancel.reason();
+        warn!(process = %self.registration.id, "attempt runs on after it was aborted: it is ended");
+        let ending = self.stopped(reason, true, None);
+        self.settle(token, ending);
     }
 
     pub(super) fn lease_lost(&mut self, owner: OwnerNumber) {

@@ -137,7 +137,8 @@ impl Execution {
         let (engine, payload) = (launch.engine, launch.payload);
         let task = tokio::spawn(
             async move {
-                let result = contained(engine.run(context, payload)).await;
+                // Called inside: a panic before the first await is the engine's as well.
+                let result = contained(async move { engine.run(context, payload).await }).await;
                 guard.finished(result);
             }
             .instrument(span),

@@ -208,6 +208,8 @@ pub(crate) enum ProcessMsg {
     Deadline { token: FencingToken },
     /// An execution that was told to stop has had its time.
     GraceOver { token: FencingToken },
+    /// An execution that was aborted has had its time too.
+    AbortOver { token: FencingToken },
     /// An owner's leases are no longer trusted.
     LeaseLost { owner: OwnerNumber },
     /// The runtime shuts down: stop what can be run again.
@@ -220,6 +222,8 @@ pub(crate) enum ProcessMsg {
     Watch {
         settled: oneshot::Sender<ShutdownOutcome>,
     },
+    /// Somebody else wrote to the process, or took it out: look at the store.
+    Look,
     /// Go if there is nothing to do.
     Passivate,
     /// Panic, for tests of what happens then.

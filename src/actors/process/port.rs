@@ -101,7 +101,13 @@ impl ExecutionPort for Port {
     async fn emit_durable(&self, request: ProcessEventAppendRequest) -> Result<ProcessEvent> {
         let (answer, wait) = oneshot::channel();
         self.send_event(request, Some(answer)).await?;
-        wait.await.unwrap_or_else(|_| Err(self.superseded()))
+        // An actor that died may have had it in flight.
+        wait.await.unwrap_or_else(|_| {
+            Err(Error::CommitUnknown {
+                process_id: self.registration.id.clone(),
+                cause: "its actor stopped".to_owned(),
+            })
+        })
     }
 
     async fn wait_signal(

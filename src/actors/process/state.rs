@@ -141,6 +141,7 @@ impl Process {
             ProcessMsg::SlotGranted { permit } => self.slot_granted(permit),
             ProcessMsg::Deadline { token } => self.stop_execution(token, CancelReason::TimedOut),
             ProcessMsg::GraceOver { token } => self.grace_over(token),
+            ProcessMsg::AbortOver { token } => self.abort_over(token),
             ProcessMsg::LeaseLost { owner } => self.lease_lost(owner),
             ProcessMsg::Stop { reason } => {
                 if let Some(token) = self.execution.as_ref().map(|running| running.token) {
@@ -167,6 +168,9 @@ impl Process {
                 }
                 self.watchers.push(settled);
             }
+            // What is in flight comes back refused, and looks by itself.
+            ProcessMsg::Look if !self.flights.is_empty() => {}
+            ProcessMsg::Look => self.adopt_store(),
             ProcessMsg::Passivate => {
                 self.tell_watchers();
                 return !self.passivate();

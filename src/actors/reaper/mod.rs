@@ -115,6 +115,20 @@ impl Actor for Reaper {
     }
 }
 
+/// Tells the reaper that a task of its own is over, however it came to be.
+struct Over {
+    reaper: ActorRef<ReaperMsg>,
+    message: Option<ReaperMsg>,
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        if let Some(message) = self.message.take() {
+            let _ = self.reaper.cast(message);
+        }
+    }
+}
+
 /// Time over which requests for a sweep are gathered: a process that cannot be claimed must not
 /// keep the reaper, and the disk, busy.
 const GATHER: Duration = Duration::from_millis(50);
@@ -126,12 +140,15 @@ impl ReaperState {
         }
         self.retaining = true;
         let shared = Arc::clone(&self.shared);
-        let myself = myself.clone();
+        let over = Over {
+            reaper: myself.clone(),
+            message: Some(ReaperMsg::Retained),
+        };
         tokio::spawn(async move {
+            let _over = over;
             if let Err(error) = shared.retain().await {
                 warn!(%error, "retention failed");
             }
-            let _ = myself.cast(ReaperMsg::Retained);
         });
     }
 
@@ -160,8 +177,12 @@ impl ReaperState {
         self.sweeping = true;
         let shared = Arc::clone(&self.shared);
         let waiting = std::mem::take(&mut self.waiting);
-        let myself = myself.clone();
+        let over = Over {
+            reaper: myself.clone(),
+            message: Some(ReaperMsg::Swept),
+        };
         tokio::spawn(async move {
+            let _over = over;
             let report = Sweep::new(&shared).run().await;
             match &report {
                 Ok(report) if report.examined > report.left => {
@@ -180,7 +201,6 @@ impl ReaperState {
             for waiting in waiting {
                 let _ = waiting.send(report.clone());
             }
-            let _ = myself.cast(ReaperMsg::Swept);
         });
     }
 }

@@ -226,7 +226,7 @@ async fn end(
         .await?;
     info!(process = %registration.id, outcome = ?state.terminal(), "recovered to its end");
     // Listeners look at the store themselves: the actor may be publishing at the same time.
-    shared.hub.nudge(registration.incarnation);
+    shared.written_by_others(&registration.id, registration.incarnation);
     for scope in &receipt.woken {
         shared.hub.scope_changed(scope);
     }

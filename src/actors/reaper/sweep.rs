@@ -97,15 +97,14 @@ impl<'a> Sweep<'a> {
             }));
         }
         let own = self.shared.owner().map(|owner| owner.number);
-        let orphaned = edges
-            .lease
-            .filter(|lease| {
-                Some(lease.owner) == own && !self.shared.is_claimed(head.row.incarnation)
-            })
-            .map(|lease| lease.token);
-        let lease = match orphaned {
-            Some(_) => LeaseStanding::Held(OwnerStanding::Dead),
-            None => view.lease_standing(edges.lease)?,
+        let ours = edges.lease.filter(|lease| Some(lease.owner) == own);
+        let claimed = self.shared.is_claimed(head.row.incarnation);
+        let orphaned = ours.filter(|_| !claimed).map(|lease| lease.token);
+        let lease = match (ours, orphaned) {
+            (_, Some(_)) => LeaseStanding::Held(OwnerStanding::Dead),
+            // In use here, whatever a wall clock that has jumped says of its expiry.
+            (Some(_), None) => LeaseStanding::Held(OwnerStanding::Live),
+            (None, None) => view.lease_standing(edges.lease)?,
         };
         let engine_registered = head
             .engine_kind
