@@ -213,11 +213,11 @@ pub(crate) fn subscribers(ask: &Ask) {
 
 /// Appends a second beside reading subscribers, and some that never read.
 async fn written(ask: &Ask, stalled: usize) -> f64 {
-    let supervisor =
-        Supervisor::builder(tempfile::tempdir_in(&ask.dir).expect("a directory").path())
-            .open()
-            .await
-            .expect("a store");
+    let place = tempfile::tempdir_in(&ask.dir).expect("a directory");
+    let supervisor = Supervisor::builder(place.path())
+        .open()
+        .await
+        .expect("a store");
     let processes = supervisor.processes();
     for number in 0..WRITTEN {
         let id = format!("w-{number}");
