@@ -14,14 +14,21 @@
 mod check;
 #[path = "crash/child.rs"]
 mod child;
+#[path = "crash/clocks.rs"]
+mod clocks;
+mod common;
 #[path = "crash/facts.rs"]
 mod facts;
+#[path = "crash/hosts.rs"]
+mod hosts;
 #[path = "crash/kill.rs"]
 mod kill;
 #[path = "crash/line.rs"]
 mod line;
 #[path = "crash/outcome.rs"]
 mod outcome;
+#[path = "crash/stopped.rs"]
+mod stopped;
 #[path = "crash/work.rs"]
 mod work;
 
@@ -81,10 +88,26 @@ fn child() {
         return;
     };
     let orders = serde_json::from_str(&orders).unwrap();
-    tokio::runtime::Builder::new_multi_thread()
+    in_runtime(child::run(orders));
+}
+
+#[test]
+fn a_runtime_that_was_stopped_too_long_fences_itself_and_goes_on() {
+    stopped::a_runtime_that_was_stopped_too_long_fences_itself_and_goes_on();
+}
+
+/// Not a test: the process that is stopped.
+#[test]
+fn stopped_child() {
+    if let Ok(dir) = std::env::var(stopped::PLACE) {
+        in_runtime(stopped::run(dir.into()));
+    }
+}
+
+fn in_runtime(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build()
-        .unwrap()
-        .block_on(child::run(orders));
+        .build();
+    runtime.unwrap().block_on(work);
 }

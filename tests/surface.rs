@@ -32,6 +32,10 @@ impl From<Named> for String {
 fn clone_of<T: Clone + Send + Sync + 'static>() {}
 
 /// The lifetimes of all arguments may differ.
+#[expect(
+    clippy::extra_unused_lifetimes,
+    reason = "they are used in the types that are pinned"
+)]
 fn pinned<'a, 'b, 'c>() {
     two::<ProcessStartRequest, ScopedEffectController<'b>, ProcessRecord, _>(Processes::start);
     one::<&'b ProcessListFilter, Vec<ObservedProcess>, _>(Processes::list);

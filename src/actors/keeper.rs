@@ -14,14 +14,16 @@ use tracing::{info, warn};
 
 use super::runtime::Shared;
 use crate::model::lease::OwnerRecord;
-use crate::model::{Error, OwnerNumber, ProcessOwner, Result};
+use crate::model::{OwnerNumber, ProcessOwner, Result};
 use crate::store::clock::Clock;
 use crate::store::process_store::ProcessStore;
 use crate::store::write_set::{Change, CommitResult, Condition, WriteSet};
 
-/// The clock by which leases are judged where one runtime alone has the store: the wall clock as it
-/// was at the open, carried on by the monotonic one. A wall clock that jumps ends nothing then. An
-/// expiry means nothing to the next open: its epoch is proof enough.
+/// The clock by which leases are judged: the wall clock as it was at the open, carried on by the
+/// monotonic one. A wall clock that jumps ends nothing then. Where one runtime alone has the store,
+/// an expiry means nothing to the next open: its epoch is proof enough. Hosts that share a store
+/// compare what their wall clocks showed when they opened it; where that is wrong, work is taken
+/// over late or early, which delays it or fences one of them, and ends nothing.
 #[derive(Debug)]
 pub(crate) struct SteadyClock {
     inner: Arc<dyn Clock>,
@@ -162,6 +164,8 @@ pub(crate) enum KeeperMsg {
     },
     /// The trust in the last heartbeat may be over.
     CheckTrust,
+    /// That an incarnation is gone could not be said.
+    NotRetired(Arc<OwnerHandle>),
     /// A new incarnation has begun, or could not.
     Began(Result<Arc<OwnerHandle>>),
 }
@@ -215,8 +219,9 @@ impl Actor for Keeper {
             } => state.renewed(&myself, number, sent_at, result),
             KeeperMsg::CheckTrust => {
                 state.check_trust(&myself);
-                state.retire();
+                state.retire(&myself);
             }
+            KeeperMsg::NotRetired(handle) => state.retiring.push(handle),
             KeeperMsg::Began(began) => {
                 state.beginning = false;
                 match began {
@@ -325,7 +330,7 @@ impl KeeperState {
 
     /// Says of incarnations whose last task has ended that they are gone: that is the proof by
     /// which their processes are recovered.
-    fn retire(&mut self) {
+    fn retire(&mut self, myself: &ActorRef<KeeperMsg>) {
         let (ended, going): (Vec<_>, Vec<_>) = self
             .retiring
             .drain(..)
@@ -333,6 +338,7 @@ impl KeeperState {
         self.retiring = going;
         for handle in ended {
             let shared = Arc::clone(&self.shared);
+            let myself = myself.clone();
             tokio::spawn(async move {
                 let set = WriteSet::new(
                     Vec::new(),
@@ -343,7 +349,11 @@ impl KeeperState {
                 );
                 match shared.store.commit_wait(set).await {
                     Ok(_) => shared.sweep_soon(),
-                    Err(error) => warn!(?error, "a lost incarnation could not be retired"),
+                    Err(error) => {
+                        warn!(?error, "a lost incarnation could not be retired");
+                        // Tried again at the next look: without it nothing of its is recovered.
+                        let _ = myself.cast(KeeperMsg::NotRetired(handle));
+                    }
                 }
             });
         }
@@ -368,8 +378,5 @@ pub(super) async fn retire_at_shutdown(store: &ProcessStore, handle: &OwnerHandl
         .commit_wait(set)
         .await
         .map(drop)
-        .map_err(|error| match error {
-            crate::store::write_set::CommitError::NotWritten(error) => Error::from(error),
-            other => super::errors::commit_error("(owner)", other),
-        })
+        .map_err(|error| super::errors::commit_error("(owner)", error))
 }

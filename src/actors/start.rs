@@ -244,16 +244,16 @@ impl Shared {
             ],
         };
         let (parent, token) = (child.parent.id.clone(), child.token);
-        self.start(request, start_as)
-            .await
-            .map_err(|error| match error {
-                // It is the parent's lease that is gone: the child has none yet.
-                Error::Superseded { .. } => Error::Superseded {
-                    process_id: parent,
-                    token: token.get(),
-                },
-                other => other,
-            })
+        self.start(request, start_as).await.map_err(|error| {
+            if !matches!(error, Error::Superseded { .. }) {
+                return error;
+            }
+            // It is the parent's lease that is gone: the child has none yet.
+            Error::Superseded {
+                process_id: parent,
+                token: token.get(),
+            }
+        })
     }
 
     /// Asks the children of a process to cancel, those that were not detached.
@@ -305,8 +305,11 @@ impl Shared {
                 }
             }
             for child in children {
-                self.cancel(&child, Some(format!("parent {parent_id}")), None)
-                    .await?;
+                let by = Some(format!("parent {parent_id}"));
+                if let Err(error) = self.cancel(&child, by, None).await {
+                    // One that cannot be asked keeps nobody from asking the others.
+                    tracing::warn!(process = %child, %error, "child not cancelled");
+                }
             }
         }
     }

@@ -49,10 +49,10 @@ pub(crate) async fn start_as(
             },
         )
         .await?;
-    match outcome {
-        EffectOutcome::Started(record) => Ok(*record),
-        _ => Err(wrong_outcome("started")),
-    }
+    let EffectOutcome::Started(record) = outcome else {
+        return Err(wrong_outcome("started"));
+    };
+    Ok(*record)
 }
 
 pub(crate) async fn cancel_as(
@@ -74,10 +74,10 @@ pub(crate) async fn cancel_as(
             },
         )
         .await?;
-    match outcome {
-        EffectOutcome::Cancelled(summary) => Ok(*summary),
-        _ => Err(wrong_outcome("cancelled")),
-    }
+    let EffectOutcome::Cancelled(summary) = outcome else {
+        return Err(wrong_outcome("cancelled"));
+    };
+    Ok(*summary)
 }
 
 pub(crate) async fn signal_as(
@@ -105,10 +105,10 @@ pub(crate) async fn signal_as(
             },
         )
         .await?;
-    match outcome {
-        EffectOutcome::Signalled(event) => Ok(*event),
-        _ => Err(wrong_outcome("signalled")),
-    }
+    let EffectOutcome::Signalled(event) = outcome else {
+        return Err(wrong_outcome("signalled"));
+    };
+    Ok(*event)
 }
 
 pub(crate) async fn cancel_all_of(
@@ -127,10 +127,10 @@ pub(crate) async fn cancel_all_of(
             },
         )
         .await?;
-    match outcome {
-        EffectOutcome::AllCancelled(summaries) => Ok(summaries),
-        _ => Err(wrong_outcome("all_cancelled")),
-    }
+    let EffectOutcome::AllCancelled(summaries) = outcome else {
+        return Err(wrong_outcome("all_cancelled"));
+    };
+    Ok(summaries)
 }
 
 /// The same for what a session holds.
@@ -153,10 +153,10 @@ pub(crate) async fn cancel_all_granted(
             },
         )
         .await?;
-    match outcome {
-        EffectOutcome::AllCancelled(summaries) => Ok(summaries),
-        _ => Err(wrong_outcome("all_cancelled")),
-    }
+    let EffectOutcome::AllCancelled(summaries) = outcome else {
+        return Err(wrong_outcome("all_cancelled"));
+    };
+    Ok(summaries)
 }
 
 /// Asks each of these to stop; for a session, under whichever of its scopes holds it.

@@ -357,11 +357,11 @@ impl SessionProcessAdmin {
         self.shared
             .transfer_any(&self.scopes, to_scope, process_ids)
             .await
-            .map_err(|error| match error {
-                Error::NotGranted { ids, .. } => {
-                    Error::unknown(ids.first().map_or("", String::as_str))
-                }
-                other => other,
+            .map_err(|error| {
+                let Error::NotGranted { ids, .. } = &error else {
+                    return error;
+                };
+                Error::unknown(ids.first().map_or("", String::as_str))
             })
     }
 
@@ -408,10 +408,17 @@ impl SessionProcessAdmin {
 
 /// To a session, what was pruned looks like what never was.
 fn hide(process_id: &str) -> impl Fn(Error) -> Error + '_ {
-    move |error| match error {
-        Error::NoLongerRetained { .. }
-        | Error::UnknownProcess { .. }
-        | Error::NotGranted { .. } => Error::unknown(process_id),
-        other => other,
+    move |error| {
+        let hidden = matches!(
+            error,
+            Error::NoLongerRetained { .. }
+                | Error::UnknownProcess { .. }
+                | Error::NotGranted { .. }
+        );
+        if hidden {
+            Error::unknown(process_id)
+        } else {
+            error
+        }
     }
 }

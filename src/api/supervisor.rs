@@ -38,10 +38,7 @@ use crate::store::sled_kv::{Options, SledKv};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct InMemoryStore {
-    kv: MemoryStore,
-    shared: bool,
-}
+pub struct InMemoryStore(MemoryStore);
 
 impl fmt::Debug for InMemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,26 +56,20 @@ impl InMemoryStore {
     /// A store that one runtime at a time can have open, as one on disk.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            kv: MemoryKv::private(),
-            shared: false,
-        }
+        Self(MemoryKv::private())
     }
 
     /// A store that several runtimes use at once: an earlier epoch proves nothing there about an
     /// owner.
     #[must_use]
     pub fn shared() -> Self {
-        Self {
-            kv: MemoryKv::shared(),
-            shared: true,
-        }
+        Self(MemoryKv::shared())
     }
 }
 
 enum Place {
     Directory(PathBuf),
-    Memory { store: MemoryStore, shared: bool },
+    Memory(MemoryStore),
 }
 
 /// How to shut down.
@@ -306,16 +297,10 @@ impl SupervisorBuilder {
             cache_capacity_bytes,
             clock,
         } = self;
-        let lease_clock: Arc<dyn Clock> = match &place {
-            // Several hosts compare their wall clocks: there is no other way.
-            Place::Memory { shared: true, .. } => Arc::clone(&clock),
-            Place::Memory { .. } | Place::Directory(_) => {
-                Arc::new(SteadyClock::new(Arc::clone(&clock)))
-            }
-        };
+        let lease_clock: Arc<dyn Clock> = Arc::new(SteadyClock::new(Arc::clone(&clock)));
         let store_clock = Arc::clone(&lease_clock);
         let kv: Arc<dyn Kv> = match place {
-            Place::Memory { store, .. } => Arc::new(store.open(store_clock)?),
+            Place::Memory(store) => Arc::new(store.open(store_clock)?),
             Place::Directory(path) => {
                 blocking(move || {
                     let mut options = Options::new(store_clock);
@@ -329,7 +314,7 @@ impl SupervisorBuilder {
                 .await?
             }
         };
-        let store = ProcessStore::new(kv, clock);
+        let store = ProcessStore::new(kv, clock).with_lease_clock(Arc::clone(&lease_clock));
         let runtime = match Runtime::open(config, store.clone(), lease_clock, engines).await {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -403,10 +388,7 @@ impl Supervisor {
     /// A runtime on a store in memory.
     #[must_use]
     pub fn in_memory_store(store: &InMemoryStore) -> SupervisorBuilder {
-        SupervisorBuilder::new(Place::Memory {
-            store: store.kv.clone(),
-            shared: store.shared,
-        })
+        SupervisorBuilder::new(Place::Memory(store.0.clone()))
     }
 
     /// The host's view of every process.

@@ -211,8 +211,9 @@ pub enum AbandonWriter {
 pub enum AbandonProof {
     /// The owner stopped the execution itself.
     Drain,
-    /// The owner belongs to an earlier open of the store, or to an earlier incarnation of this
-    /// runtime whose tasks have ended: it can no longer write.
+    /// The owner can no longer write: it belongs to an earlier open of the store, or to an earlier
+    /// incarnation of this runtime whose tasks have ended, or it is this incarnation itself, whose
+    /// execution of the process broke down and has ended.
     StoreEpoch,
     /// The owner's lease had lapsed.
     Lapse,

@@ -17,11 +17,22 @@ use crate::model::{FencingToken, Incarnation, OwnerNumber, StoreEpoch};
 pub(crate) struct ProcessStore {
     kv: Arc<dyn Kv>,
     clock: Arc<dyn Clock>,
+    lease_clock: Arc<dyn Clock>,
 }
 
 impl ProcessStore {
     pub(crate) fn new(kv: Arc<dyn Kv>, clock: Arc<dyn Clock>) -> Self {
-        Self { kv, clock }
+        Self {
+            kv,
+            lease_clock: Arc::clone(&clock),
+            clock,
+        }
+    }
+
+    /// With another clock to judge leases by: the one that the machine judges its commits by.
+    pub(crate) fn with_lease_clock(mut self, lease_clock: Arc<dyn Clock>) -> Self {
+        self.lease_clock = lease_clock;
+        self
     }
 
     /// The clock that its commits are judged by.
@@ -73,6 +84,7 @@ impl ProcessStore {
             self.kv.view()?,
             self.exclusive_epoch(),
             self.clock.now_epoch_ms(),
+            self.lease_clock.now_epoch_ms(),
         ))
     }
 

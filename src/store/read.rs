@@ -175,6 +175,8 @@ pub(crate) struct View {
     kv: Box<dyn KvView>,
     exclusive_epoch: Option<StoreEpoch>,
     now_ms: u64,
+    /// The same by the clock that leases are judged by.
+    lease_now_ms: u64,
 }
 
 impl View {
@@ -182,11 +184,13 @@ impl View {
         kv: Box<dyn KvView>,
         exclusive_epoch: Option<StoreEpoch>,
         now_ms: u64,
+        lease_now_ms: u64,
     ) -> Self {
         Self {
             kv,
             exclusive_epoch,
             now_ms,
+            lease_now_ms,
         }
     }
 
@@ -383,7 +387,7 @@ impl View {
                 Ok(LeaseStanding::Held(lease::standing(
                     record.as_ref(),
                     self.exclusive_epoch,
-                    self.now_ms,
+                    self.lease_now_ms,
                 )))
             }
         }

@@ -2,9 +2,16 @@
 //! for things that really happen, each with a bound.
 #![allow(
     dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
     clippy::allow_attributes,
-    reason = "each test file uses a part of it"
+    reason = "each test file uses a part of it, and a test that cannot go on says so"
 )]
+
+pub mod refusals;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -119,7 +119,7 @@ impl Facts {
     /// Takes in what a child said.
     pub(crate) fn hear(&mut self, line: Line) {
         match line {
-            Line::Opening | Line::Open | Line::Recovered => {}
+            Line::Opening | Line::Open | Line::Recovered | Line::Said { .. } => {}
             Line::Bad { what } => panic!("the child says: {what}"),
             Line::Try { writer, op } => {
                 self.tried(&op);

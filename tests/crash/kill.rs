@@ -66,6 +66,10 @@ impl Victim {
         Self { child, heard }
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Takes in lines until one is what is waited for.
     pub(crate) fn until(&self, lines: &mut Vec<(Instant, Line)>, wanted: impl Fn(&Line) -> bool) {
         let deadline = Instant::now() + PATIENCE;

@@ -240,6 +240,8 @@ pub(crate) enum Line {
     },
     /// An engine was told that its child is durable.
     Kid { parent: String, id: String },
+    /// Something else that the test waits for.
+    Said { what: String },
     /// Something that must not happen.
     Bad { what: String },
 }

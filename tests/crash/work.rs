@@ -51,19 +51,19 @@ pub(crate) struct Work {
     pub(crate) say: Say,
 }
 
-impl Work {
-    /// In one write at the end of the file, before anything else.
-    fn note(&self, cx: &ProcessContext) {
-        let path = runs_of(&self.dir, cx.process_id());
-        let line = format!("{} {}\n", cx.attempt(), cx.fencing_token().get());
-        let mut file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .unwrap();
-        file.write_all(line.as_bytes()).unwrap();
-    }
+/// Notes an execution: in one write at the end of the file, before anything else.
+pub(crate) fn note(dir: &Path, cx: &ProcessContext) {
+    let path = runs_of(dir, cx.process_id());
+    let line = format!("{} {}\n", cx.attempt(), cx.fencing_token().get());
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .unwrap();
+    file.write_all(line.as_bytes()).unwrap();
+}
 
+impl Work {
     async fn emit(
         &self,
         cx: &ProcessContext,
@@ -128,7 +128,7 @@ impl ProcessEngine for Work {
         KIND
     }
     async fn run(&self, cx: ProcessContext, payload: Value) -> EngineResult {
-        self.note(&cx);
+        note(&self.dir, &cx);
         let task: Task = serde_json::from_value(payload).unwrap();
         self.steps(&cx, &task).await
     }

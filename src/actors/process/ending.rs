@@ -99,7 +99,7 @@ impl Process {
         self.settle(token, ending);
     }
 
-    pub(super) fn settle(&mut self, token: FencingToken, ending: Ending) {
+    fn settle(&mut self, token: FencingToken, ending: Ending) {
         let command = match ending {
             Ending::Lost => {
                 self.last_outcome = ShutdownOutcome::Unwritten;
@@ -148,7 +148,7 @@ impl Process {
     }
 
     /// What the end of a task means.
-    pub(super) fn ending(
+    fn ending(
         &self,
         reason: Option<CancelReason>,
         forced: bool,
@@ -161,7 +161,7 @@ impl Process {
         }
     }
 
-    pub(super) fn failed(&self, reason: Option<CancelReason>, failure: EngineFailure) -> Ending {
+    fn failed(&self, reason: Option<CancelReason>, failure: EngineFailure) -> Ending {
         if let Some(told) = failure.cancelled {
             // What was really asked for counts, not what the engine makes of it.
             if told == CancelReason::LeaseLost {
@@ -208,7 +208,7 @@ impl Process {
     }
 
     /// It stopped because it was told to, or was made to.
-    pub(super) fn stopped(
+    fn stopped(
         &self,
         reason: Option<CancelReason>,
         forced: bool,

@@ -7,9 +7,9 @@ use tracing::{debug, warn};
 use super::flight::{Flight, Purpose, Work};
 use super::messages::Answer;
 use super::state::Process;
-use crate::actors::errors::commit_error;
+use crate::actors::errors::{commit_error, not_granted};
 use crate::model::decide::{Command, Finisher};
-use crate::model::{CompletionAuthority, Error, Result, WaitResult};
+use crate::model::{CompletionAuthority, Error, Result, SessionScope, WaitResult};
 use crate::store::write_set::{CommitError, CommitResult, Refusal};
 
 impl Process {
@@ -47,7 +47,7 @@ impl Process {
         }
     }
 
-    pub(super) fn landed(&mut self, flight: Flight, woken: &[crate::model::SessionScope]) {
+    pub(super) fn landed(&mut self, flight: Flight, woken: &[SessionScope]) {
         let Flight {
             work,
             events,
@@ -146,34 +146,23 @@ impl Process {
             self.lost(work);
             return;
         }
-        let error = match (&error, &work.granted_to) {
-            (CommitError::Refused(Refusal::NotGranted), Some(_)) => {
-                Error::unknown(&self.registration.id)
-            }
-            (CommitError::Refused(Refusal::NotGranted), None) => match &work.command {
-                Command::Finish {
-                    finisher: Finisher::Authority(CompletionAuthority::ExternalOwner { granted_to }),
-                    ..
-                } => crate::actors::errors::not_granted(
-                    granted_to,
-                    vec![self.registration.id.clone()],
-                ),
-                _ => commit_error(&self.registration.id, error),
-            },
-            (_, _) => commit_error(&self.registration.id, error),
+        let ungranted = matches!(error, CommitError::Refused(Refusal::NotGranted));
+        let error = match (ungranted, &work.granted_to, external_owner(&work.command)) {
+            (true, Some(_), _) => Error::unknown(&self.registration.id),
+            (true, None, Some(scope)) => not_granted(scope, vec![self.registration.id.clone()]),
+            (_, _, _) => commit_error(&self.registration.id, error),
         };
         self.conclude(work, Err(error));
     }
 
     /// The row is gone: a host looks again at what its id stands for now.
     pub(super) fn conclude_gone(&mut self, work: Work) {
-        match work.purpose {
-            Purpose::Host(reply) => reply.look_again(),
-            _ => {
-                let unknown = Error::unknown(&self.registration.id);
-                self.conclude(work, Err(unknown));
-            }
+        if let Purpose::Host(reply) = work.purpose {
+            reply.look_again();
+            return;
         }
+        let unknown = Error::unknown(&self.registration.id);
+        self.conclude(work, Err(unknown));
     }
 
     /// The log is settled after a refusal: goes on from what is durable.
@@ -227,5 +216,24 @@ impl Process {
             self.lose_execution();
         }
         self.note_since_history();
+    }
+}
+
+/// The scope on whose authority a command ends externally owned work.
+fn external_owner(command: &Command) -> Option<&SessionScope> {
+    match command {
+        Command::Finish {
+            finisher: Finisher::Authority(CompletionAuthority::ExternalOwner { granted_to }),
+            ..
+        } => Some(granted_to),
+        Command::Append { .. }
+        | Command::RequestCancel { .. }
+        | Command::RequestAbandon { .. }
+        | Command::SetExternalRef { .. }
+        | Command::Begin { .. }
+        | Command::BeginWait { .. }
+        | Command::EndWait { .. }
+        | Command::ScheduleRetry { .. }
+        | Command::Finish { .. } => None,
     }
 }

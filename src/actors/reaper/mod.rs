@@ -89,7 +89,13 @@ impl Actor for Reaper {
         state: &mut ReaperState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ReaperMsg::Tick => state.sweep(&myself),
+            ReaperMsg::Tick => {
+                if state.shared.store.exclusive_epoch().is_none() {
+                    // V1: what another host committed, nobody here was told of.
+                    state.shared.hub.nudge_all();
+                }
+                state.sweep(&myself);
+            }
             ReaperMsg::SweepSoon => state.sweep_soon(&myself),
             ReaperMsg::SweepDelayed => {
                 state.delayed = false;

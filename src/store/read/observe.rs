@@ -17,7 +17,7 @@ impl View {
             Some(lease) => self.owner(lease.owner)?.map(|record| ObservedLease {
                 fencing_token: lease.token,
                 expires_at_ms: record.expires_at_ms,
-                live: lease::standing(Some(&record), self.exclusive_epoch, self.now_ms)
+                live: lease::standing(Some(&record), self.exclusive_epoch, self.lease_now_ms)
                     == OwnerStanding::Live,
                 owner: record.owner,
             }),

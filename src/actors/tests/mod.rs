@@ -19,6 +19,8 @@ use crate::store::clock::{Clock, SystemClock};
 use crate::store::memory_kv::MemoryKv;
 use crate::store::process_store::ProcessStore;
 
+mod gated;
+
 /// Longer than anything here takes.
 const BOUND: Duration = Duration::from_secs(60);
 
