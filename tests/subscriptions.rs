@@ -149,7 +149,11 @@ async fn e7_readers_that_never_read_delay_no_commit() {
             let events = &snapshot.items[0].events;
             assert_eq!(events.last().map(|it| it.sequence), Some(count));
             assert_eq!(events.len(), 32);
-            assert!(polled(watch).is_pending(), "one notice at the most");
+            let again = polled(watch);
+            assert!(
+                again.is_pending(),
+                "one notice at the most: {again:?} {snapshot:?}"
+            );
         }
         for follow in &mut following {
             let page = next(follow).await.unwrap().unwrap();

@@ -213,11 +213,11 @@ pub(crate) fn subscribers(ask: &Ask) {
 
 /// Appends a second beside reading subscribers, and some that never read.
 async fn written(ask: &Ask, stalled: usize) -> f64 {
-    let supervisor =
-        Supervisor::builder(tempfile::tempdir_in(&ask.dir).expect("a directory").path())
-            .open()
-            .await
-            .expect("a store");
+    let place = tempfile::tempdir_in(&ask.dir).expect("a directory");
+    let supervisor = Supervisor::builder(place.path())
+        .open()
+        .await
+        .expect("a store");
     let processes = supervisor.processes();
     for number in 0..WRITTEN {
         let id = format!("w-{number}");
@@ -245,7 +245,11 @@ async fn written(ask: &Ask, stalled: usize) -> f64 {
     }
     let mut never_reading = Vec::new();
     for number in 0..stalled {
-        never_reading.push(subscribe(number).await);
+        // Looked at once, so that it waits and is told.
+        let mut subscription = subscribe(number).await;
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut subscription).poll_next(&mut cx).is_pending());
+        never_reading.push(subscription);
     }
     let before = resident_kib();
     let appending = processes.clone();

@@ -274,9 +274,11 @@ fn send(
 
 /// The grants that changes take away.
 pub(super) fn taken_away(changes: &[Change]) -> Vec<GrantOf> {
-    let taken = changes.iter().filter_map(|change| match change {
-        Change::Revoke { row, scope } => Some((scope.clone(), row.incarnation)),
-        _ => None,
+    let taken = changes.iter().filter_map(|change| {
+        let Change::Revoke { row, scope } = change else {
+            return None;
+        };
+        Some((scope.clone(), row.incarnation))
     });
     taken.collect()
 }

@@ -63,20 +63,6 @@ fn w4_dropping_the_last_listener_leaves_nothing_behind() {
     assert!(!hub.is_watched());
 }
 
-/// The count in `listen`, which the last listener before it must not miss.
-#[test]
-fn w2_a_listener_that_comes_as_the_last_one_goes_is_told() {
-    let hub = Arc::new(Hub::default());
-    for round in 1..=2_000 {
-        let leaving = hub.listen(Incarnation(1));
-        let other = std::thread::spawn(move || drop(leaving));
-        let mut coming = hub.listen(Incarnation(1));
-        other.join().unwrap();
-        hub.publish(Incarnation(1), &[event(round)], false);
-        assert_eq!(coming.seen().last_sequence, round);
-    }
-}
-
 fn is_rung(watcher: &mut Watcher) -> bool {
     let mut waiting = std::pin::pin!(watcher.rung());
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
@@ -123,14 +109,6 @@ fn a_watcher_hears_its_own_topics_once_however_much_happens() {
     assert!(is_rung(&mut of_root));
     hub.nudge_all();
     assert!(is_rung(&mut of_root));
-}
-
-#[test]
-fn a_tail_is_asked_for_what_can_never_come() {
-    let hub = Arc::new(Hub::default());
-    let listener = hub.listen(Incarnation(1));
-    hub.publish(Incarnation(1), &[event(1)], false);
-    assert_eq!(sequences(listener.tail_after(u64::MAX, 9)), None);
 }
 
 #[test]
