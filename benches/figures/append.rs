@@ -13,6 +13,8 @@ use super::load::{self, Measured};
 use super::{Ask, print};
 
 const CALLERS: [usize; 4] = [1, 16, 64, 256];
+/// Callers that all append to one process.
+const ONE_PROCESS: usize = 64;
 
 pub(crate) fn run(ask: &Ask) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -22,10 +24,14 @@ pub(crate) fn run(ask: &Ask) {
     let place = tempfile::tempdir_in(&ask.dir).expect("a directory");
     print(&json!({ "figure": "fdatasync", "us_median": sync_us(&place.path().join("sync")) }));
     for callers in CALLERS {
-        runtime.block_on(floor(ask, callers));
-        runtime.block_on(append(ask, callers, callers));
+        if ask.callers.is_none_or(|only| only == callers) {
+            runtime.block_on(floor(ask, callers));
+            runtime.block_on(append(ask, callers, callers));
+        }
     }
-    runtime.block_on(append(ask, 64, 1));
+    if ask.callers.is_none_or(|only| only == ONE_PROCESS) {
+        runtime.block_on(append(ask, ONE_PROCESS, 1));
+    }
 }
 
 fn figure(name: &str, callers: usize, processes: usize, measured: &Measured, syncs: u64) {

@@ -1,7 +1,7 @@
 //! Figures: one line of JSON each.
 //!
-//! `cargo bench --bench figures -- NAME [--seconds N] [--quick] [--dir DIR]`. Without a name, all of
-//! them.
+//! `cargo bench --bench figures -- NAME [--seconds N] [--callers N] [--quick] [--dir DIR]`.
+//! Without a name, all of them.
 
 #![expect(
     clippy::print_stdout,
@@ -25,6 +25,8 @@ pub(crate) struct Ask {
     pub(crate) seconds: Duration,
     /// Whether to leave out what takes long to set up.
     pub(crate) quick: bool,
+    /// Measure with so many callers only.
+    pub(crate) callers: Option<usize>,
     /// On which disk.
     pub(crate) dir: PathBuf,
 }
@@ -42,6 +44,7 @@ fn main() {
     let mut ask = Ask {
         seconds: Duration::from_secs(30),
         quick: false,
+        callers: None,
         // Not the temporary directory: that may be memory.
         dir: std::env::current_dir()
             .expect("a current directory")
@@ -55,6 +58,10 @@ fn main() {
             "--seconds" => {
                 let seconds = args.next().and_then(|text| text.parse().ok());
                 ask.seconds = Duration::from_secs_f64(seconds.expect("--seconds takes a number"));
+            }
+            "--callers" => {
+                let callers = args.next().and_then(|text| text.parse().ok());
+                ask.callers = Some(callers.expect("--callers takes a number"));
             }
             "--quick" => ask.quick = true,
             "--dir" => ask.dir = PathBuf::from(args.next().expect("--dir takes a directory")),
