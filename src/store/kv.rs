@@ -155,7 +155,7 @@ impl Counter {
         }
     }
 
-    /// The word used in errors and in stored keys: never changed.
+    /// The word used in errors.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Incarnation => "incarnation",

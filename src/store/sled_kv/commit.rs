@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::error::StoreError;
@@ -13,13 +14,11 @@ use super::super::kv::{
 use super::super::locks::lock;
 use super::fault::Step;
 use super::frame::length_u32;
-use super::index::{failed, panic_text};
+use super::index::panic_text;
 use super::inner::{Inner, tally};
-use super::journal::{ENTRY_BYTES_MAX, ENTRY_HEADER_BYTES, EntryHeader, encode_entry, encode_op};
-use super::meta;
+use super::journal::{BODY_BYTES_MAX, EntryHeader, encode_op};
 use super::overlay::{Layer, Pairs};
 use super::queue::Turn;
-use super::side_files::SideFiles;
 use super::view::Layered;
 
 type Backlog = VecDeque<Box<dyn Proposal>>;
@@ -46,7 +45,6 @@ struct Group {
 
 struct Committer {
     inner: Arc<Inner>,
-    side_files: SideFiles,
     /// Only under `Durability::Relaxed`: since when acknowledged groups wait for their sync.
     unsynced_since: Option<Duration>,
 }
@@ -55,7 +53,6 @@ struct Committer {
 pub(super) fn run(inner: Arc<Inner>) {
     let mut backlog = Backlog::new();
     let mut committer = Committer {
-        side_files: SideFiles::new(&inner.path),
         inner,
         unsynced_since: None,
     };
@@ -65,7 +62,6 @@ pub(super) fn run(inner: Arc<Inner>) {
             .queue
             .next_turn(&committer.inner, &mut backlog, || committer.sync_due());
         let Turn::Work {
-            sync,
             reservations,
             proposals,
         } = turn
@@ -77,7 +73,7 @@ pub(super) fn run(inner: Arc<Inner>) {
         } else {
             Group::default()
         };
-        committer.finish(group, sync, reservations);
+        committer.finish(group, reservations);
     }
     committer.end(&mut backlog);
 }
@@ -151,12 +147,12 @@ impl Committer {
     }
 
     /// Makes a group durable, shows it, and answers it.
-    fn finish(&mut self, mut group: Group, sync: Option<u64>, reservations: [bool; 3]) {
+    fn finish(&mut self, mut group: Group, reservations: [bool; 3]) {
         let members = std::mem::take(&mut group.members);
         let result = if self.inner.has_failed() {
             self.inner.check().map(|()| 0)
         } else {
-            let written = catch_unwind(AssertUnwindSafe(|| self.write(group, sync, reservations)));
+            let written = catch_unwind(AssertUnwindSafe(|| self.write(group, reservations)));
             written
                 .unwrap_or_else(|panic| {
                     Err(StoreError::Failed {
@@ -185,101 +181,77 @@ impl Committer {
     }
 
     /// Returns the commit number that the group's proposals share.
-    fn write(
-        &mut self,
-        group: Group,
-        sync: Option<u64>,
-        reservations: [bool; 3],
-    ) -> Result<u64, StoreError> {
-        let (commit, first_sequence) = {
+    fn write(&mut self, mut group: Group, reservations: [bool; 3]) -> Result<u64, StoreError> {
+        let reserves = reservations.contains(&true);
+        // Marks travel with a group, if need be with one that changes nothing else.
+        group.writes |= reserves;
+        let header = {
             let state = lock(&self.inner.state);
-            (state.commit + u64::from(group.writes), state.journal_next)
+            EntryHeader {
+                sequence: state.journal_next,
+                commit: state.commit + u64::from(group.writes),
+                next_position: group.next_position.max(state.next_position),
+                synced: self.inner.synced_commit.load(Ordering::Acquire),
+                marks: self.marks(reservations, state.marks),
+                part: 0,
+                parts: length_u32(group.body.len().div_ceil(BODY_BYTES_MAX).max(1)),
+            }
         };
-        let mut next_sequence = first_sequence;
         if group.writes {
-            next_sequence = self.write_entries(&group, commit, first_sequence)?;
+            self.write_entries(&header, &group.body)?;
         }
-        let marks = self.write_reservations(reservations)?;
-        let forced = sync.is_some() || !marks.is_empty();
-        if group.writes || forced || self.sync_due().is_some_and(|due| due.is_zero()) {
-            self.make_durable(group.writes, forced)?;
+        if group.writes || self.sync_due().is_some_and(|due| due.is_zero()) {
+            self.make_durable(header.commit, group.writes, reserves)?;
         }
         if group.writes {
             self.inner.step(Step::CommitPublish)?;
-            self.publish(group, commit, next_sequence);
+            self.publish(group, &header);
         }
-        for (counter, mark) in marks {
-            self.inner.counters[counter.slot()].reserved(mark);
+        for counter in Counter::ALL {
+            if reservations[counter.slot()] {
+                self.inner.counters[counter.slot()].reserved(header.marks[counter.slot()]);
+            }
         }
-        if let Some(ticket) = sync {
-            self.inner.queue.synced(ticket);
+        Ok(header.commit)
+    }
+
+    fn marks(&self, reservations: [bool; 3], mut marks: [u64; 3]) -> [u64; 3] {
+        for counter in Counter::ALL {
+            if reservations[counter.slot()] {
+                marks[counter.slot()] = self.inner.counters[counter.slot()].next_mark();
+            }
         }
-        Ok(commit)
+        marks
     }
 
     /// A crash between the entries leaves a group that is not whole, which a replay ignores.
-    fn write_entries(
-        &self,
-        group: &Group,
-        commit: u64,
-        first_sequence: u64,
-    ) -> Result<u64, StoreError> {
-        let body_max = ENTRY_BYTES_MAX - ENTRY_HEADER_BYTES;
-        let parts = length_u32(group.body.len().div_ceil(body_max).max(1));
-        let mut bodies = group.body.chunks(body_max);
-        for part in 0..parts {
+    fn write_entries(&self, first: &EntryHeader, body: &[u8]) -> Result<(), StoreError> {
+        let mut bodies = body.chunks(BODY_BYTES_MAX);
+        let tallies = &self.inner.tallies;
+        for part in 0..first.parts {
             self.inner.step(Step::CommitEntry)?;
             let header = EntryHeader {
-                sequence: first_sequence + u64::from(part),
-                commit,
-                next_position: group.next_position,
+                sequence: first.sequence + u64::from(part),
                 part,
-                parts,
+                ..*first
             };
-            let frame = encode_entry(&header, bodies.next().unwrap_or_default());
-            tally(
-                &self.inner.tallies.journal_bytes,
-                u64::from(length_u32(frame.len())),
-            );
-            self.inner.index.with(|trees| {
-                self.inner
-                    .slots
-                    .write(&trees.journal, header.sequence, frame)
-            })?;
+            let written = self
+                .inner
+                .journal
+                .write(&header, bodies.next().unwrap_or_default())?;
+            tally(&tallies.journal_bytes, u64::from(length_u32(written)));
         }
-        tally(&self.inner.tallies.journal_entries, u64::from(parts));
-        tally(&self.inner.tallies.groups, 1);
-        Ok(first_sequence + u64::from(parts))
+        tally(&tallies.journal_entries, u64::from(first.parts));
+        tally(&tallies.groups, 1);
+        Ok(())
     }
 
-    /// A crash before the sync may lose the new marks, and with them nothing that was handed out.
-    fn write_reservations(
-        &self,
-        reservations: [bool; 3],
-    ) -> Result<Vec<(Counter, u64)>, StoreError> {
-        let mut marks = Vec::new();
-        for counter in Counter::ALL {
-            if !reservations[counter.slot()] {
-                continue;
-            }
-            let mark = self.inner.counters[counter.slot()].next_mark();
-            self.inner.index.with(|trees| {
-                meta::put(
-                    &trees.meta,
-                    &meta::counter_key(counter),
-                    &mark.to_be_bytes(),
-                )
-            })?;
-            marks.push((counter, mark));
-        }
-        Ok(marks)
-    }
-
-    fn make_durable(&mut self, acknowledges: bool, forced: bool) -> Result<(), StoreError> {
-        self.inner.step(Step::CommitFlush)?;
-        self.inner
-            .index
-            .with(|trees| trees.db.flush().map(drop).map_err(failed))?;
+    fn make_durable(
+        &mut self,
+        commit: u64,
+        acknowledges: bool,
+        forced: bool,
+    ) -> Result<(), StoreError> {
         if let Durability::Relaxed(interval) = self.inner.options.durability {
             let now = self.inner.now();
             let since = *self.unsynced_since.get_or_insert(now);
@@ -289,25 +261,20 @@ impl Committer {
             self.unsynced_since = None;
         }
         self.inner.step(Step::CommitSync)?;
-        self.side_files.sync_new()?;
-        self.inner
-            .data_file
-            .sync_data()
-            .map_err(|error| StoreError::Failed {
-                cause: format!("data sync: {error}").into(),
-            })?;
+        self.inner.sync_journal(commit)?;
         tally(&self.inner.tallies.syncs, u64::from(acknowledges));
         Ok(())
     }
 
-    fn publish(&self, group: Group, commit: u64, next_sequence: u64) {
+    fn publish(&self, group: Group, header: &EntryHeader) {
         let mut state = lock(&self.inner.state);
         for op in group.ops {
             state.active.apply(op, Pairs::Forget);
         }
-        state.commit = commit;
-        state.next_position = group.next_position;
-        state.journal_next = next_sequence;
+        state.commit = header.commit;
+        state.next_position = header.next_position;
+        state.journal_next = header.sequence + u64::from(header.parts);
+        state.marks = header.marks;
         self.inner.measure_overlay(&state);
         if state.drain_parked || self.inner.is_urgent(&state) {
             self.inner.changed.notify_all();

@@ -15,10 +15,11 @@ use super::super::error::StoreError;
 use super::super::locks::{lock, wait, wait_for};
 use super::events;
 use super::fault::Step;
-use super::index::{Home, Trees};
+use super::index::{Home, Trees, failed};
 use super::inner::{Inner, tally};
 use super::meta::LowWater;
 use super::overlay::{Layer, Slot};
+use super::side_files::SideFiles;
 
 /// Index writes between two looks at whether to stop.
 const SLICE_KEYS: usize = 128;
@@ -29,8 +30,9 @@ const VIEW_WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// The thread's body.
 pub(super) fn run(inner: &Inner) {
+    let mut side_files = SideFiles::new(&inner.path);
     while wait_for_work(inner) {
-        if let Err(error) = pass(inner) {
+        if let Err(error) = pass(inner, &mut side_files) {
             inner.poison(error);
             return;
         }
@@ -65,9 +67,13 @@ fn wait_for_work(inner: &Inner) -> bool {
     }
 }
 
-fn pass(inner: &Inner) -> Result<(), StoreError> {
+fn pass(inner: &Inner, side_files: &mut SideFiles) -> Result<(), StoreError> {
     let (layer, mark) = freeze(inner);
     inner.step(Step::DrainFrozen)?;
+    if inner.synced_commit.load(Ordering::Acquire) < mark.commit {
+        // Under `Durability::Relaxed`: the index never holds what the journal may lose.
+        inner.sync_journal(mark.commit)?;
+    }
     wait_for_views(inner, mark.commit)?;
     write_keys(inner, &layer)?;
     write_events(inner, &layer)?;
@@ -77,7 +83,7 @@ fn pass(inner: &Inner) -> Result<(), StoreError> {
     }
     let erased = erase_logs(inner)?;
     inner.step(Step::DrainWritten)?;
-    inner.queue.sync(inner)?;
+    sync_index(inner, side_files)?;
     inner.step(Step::DrainSynced)?;
     inner.index.with(|trees| {
         // Only now: had the entry gone before its chunks, a crash would leave them for good.
@@ -87,11 +93,15 @@ fn pass(inner: &Inner) -> Result<(), StoreError> {
         mark.save(&trees.meta)
     })?;
     inner.step(Step::DrainMarked)?;
-    // Before any slot is used again: a crash must not find the old mark and new entries in them.
-    inner.queue.sync(inner)?;
+    // Before any region is used again: a crash must not find the old mark and new entries in it.
+    sync_index(inner, side_files)?;
     inner.step(Step::DrainTrimmed)?;
-    inner.slots.free_below(mark.sequence);
-    let has_garbage = inner.index.with(|trees| trees.next_garbage(0))?.is_some();
+    inner.journal.free_below(mark.sequence);
+    let has_garbage = inner.index.with(|trees| {
+        // The first pass wrote whatever the last open left half-written.
+        trees.may_have_orphans.store(false, Ordering::Relaxed);
+        Ok(trees.next_garbage(0)?.is_some())
+    })?;
     let mut state = lock(&inner.state);
     state.frozen = None;
     state.low_water = mark;
@@ -103,6 +113,21 @@ fn pass(inner: &Inner) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The only place that flushes sled while the store is open: two flushes at once can stop sled for
+/// good. Its flush is no sync.
+fn sync_index(inner: &Inner, side_files: &mut SideFiles) -> Result<(), StoreError> {
+    inner
+        .index
+        .with(|trees| trees.db.flush().map(drop).map_err(failed))?;
+    side_files.sync_new()?;
+    inner
+        .data_file
+        .sync_data()
+        .map_err(|error| StoreError::Failed {
+            cause: format!("data sync: {error}").into(),
+        })
+}
+
 fn freeze(inner: &Inner) -> (Arc<Layer>, LowWater) {
     let mut state = lock(&inner.state);
     let layer = Arc::new(std::mem::take(&mut state.active));
@@ -111,6 +136,7 @@ fn freeze(inner: &Inner) -> (Arc<Layer>, LowWater) {
         sequence: state.journal_next,
         commit: state.commit,
         next_position: state.next_position,
+        marks: state.marks,
     };
     (layer, mark)
 }
@@ -219,6 +245,9 @@ fn erase_logs(inner: &Inner) -> Result<Vec<u64>, StoreError> {
             .with(|trees| trees.erase_chunks(incarnation, slice))?;
         inner.step(Step::DrainErased)?;
         if erased < slice {
+            inner
+                .index
+                .with(|trees| trees.remove_orphans_of(incarnation))?;
             gone.push(incarnation);
             let Some(next) = incarnation.checked_add(1) else {
                 break;

@@ -9,15 +9,13 @@ use super::super::error::StoreError;
 pub(super) enum Step {
     /// Open: sled is open, nothing of ours is written.
     OpenStarted,
-    /// Open: the journal is replayed, an unfinished last group emptied.
+    /// Open: the journal is replayed, an unfinished end overwritten.
     OpenReplayed,
     /// Open: the epoch is raised, not yet synced.
     OpenRaised,
     /// Commit: before each journal entry.
     CommitEntry,
-    /// Commit: entries written, not flushed.
-    CommitFlush,
-    /// Commit: flushed, not synced.
+    /// Commit: entries written, not synced.
     CommitSync,
     /// Commit: durable, not visible.
     CommitPublish,
@@ -33,7 +31,7 @@ pub(super) enum Step {
     DrainSynced,
     /// Write-behind: the mark advanced, not synced.
     DrainMarked,
-    /// Write-behind: the mark synced, the slots not freed.
+    /// Write-behind: the mark synced, the regions not freed.
     DrainTrimmed,
 }
 

@@ -6,9 +6,9 @@ use super::super::error::StoreError;
 
 /// The format of everything below the typed store. See `docs/store-format.md` for what may change
 /// without raising it.
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 2;
 
-/// Most bytes of a value stored under one key outside the journal.
+/// Most bytes of a value stored under one key.
 ///
 /// sled rewrites a leaf of up to 20 entries as one message, and moves a message above 128 KiB to a
 /// side file that it never syncs. 20 values of 4 KiB under keys of 2 KiB stay below that.

@@ -3,6 +3,7 @@
 //! Every write here is idempotent: it is made for a change that the journal still holds, and a
 //! crash before the low-water mark passes that change makes the write repeat at the next open.
 
+use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -18,7 +19,6 @@ use super::frame::{Cursor, INLINE_BYTES_MAX, checksum, corrupted, length, length
 pub(super) struct Trees {
     pub(super) db: sled::Db,
     pub(super) meta: sled::Tree,
-    pub(super) journal: sled::Tree,
     pub(super) keys: sled::Tree,
     pub(super) events: sled::Tree,
     pub(super) parts: sled::Tree,
@@ -26,6 +26,9 @@ pub(super) struct Trees {
     /// Whether the tree `parts` may hold anything: most stores never have a large value, and then
     /// an overwrite needs no read before it.
     pub(super) has_parts: AtomicBool,
+    /// Whether there may be parts without a head: a crash between the two leaves them, until what
+    /// was to be written then is written again.
+    pub(super) may_have_orphans: AtomicBool,
 }
 
 /// The trees, until the store is closed.
@@ -190,17 +193,32 @@ impl Trees {
         if !self.has_parts.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let Some(head) = home.tree(self).get(key).map_err(failed)? else {
-            return Ok(());
-        };
-        if head.first() != Some(&TAG_PARTS) {
-            return Ok(());
+        if !self.may_have_orphans.load(Ordering::Relaxed) {
+            let head = home.tree(self).get(key).map_err(failed)?;
+            if head.is_none_or(|head| head.first() != Some(&TAG_PARTS)) {
+                return Ok(());
+            }
         }
-        let range = part_key(home, key, 0)..=part_key(home, key, u32::MAX);
+        self.remove_parts_in(part_key(home, key, 0)..=part_key(home, key, u32::MAX))
+    }
+
+    fn remove_parts_in(&self, range: RangeInclusive<Vec<u8>>) -> Result<(), StoreError> {
         for entry in self.parts.range(range).keys() {
             self.parts.remove(entry.map_err(failed)?).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Removes what a crash left of a log whose chunks are gone: parts that never got their head.
+    pub(super) fn remove_orphans_of(&self, incarnation: u64) -> Result<(), StoreError> {
+        if !self.has_parts.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let part = |sequence, part| {
+            let chunk = events::chunk_key(incarnation, sequence);
+            part_key(Home::Events, &chunk, part)
+        };
+        self.remove_parts_in(part(0, 0)..=part(u64::MAX, u32::MAX))
     }
 
     /// The value that a stored head stands for.

@@ -12,7 +12,7 @@ use super::super::kv::{Counter, KvStats};
 use super::super::locks::{lock, wait};
 use super::fault::Step;
 use super::index::Index;
-use super::journal::Slots;
+use super::journal::Journal;
 use super::meta::LowWater;
 use super::overlay::Layer;
 use super::queue::Queue;
@@ -26,7 +26,9 @@ pub(super) struct Inner {
     pub(super) path: PathBuf,
     pub(super) options: Options,
     pub(super) index: Index,
-    pub(super) slots: Slots,
+    pub(super) journal: Journal,
+    /// Last commit that is known to be durable in the journal.
+    pub(super) synced_commit: AtomicU64,
     /// Our own descriptor of sled's file: sled's flush is no sync.
     pub(super) data_file: File,
     pub(super) state: Mutex<State>,
@@ -50,6 +52,8 @@ pub(super) struct State {
     pub(super) next_position: u64,
     /// Sequence of the next journal entry.
     pub(super) journal_next: u64,
+    /// For each counter, the mark that the journal's last entry says.
+    pub(super) marks: [u64; 3],
     /// Up to where the index has everything, durably.
     pub(super) low_water: LowWater,
     /// Open views by age.
@@ -129,7 +133,7 @@ impl Inner {
         path: PathBuf,
         options: Options,
         index: Index,
-        slots: Slots,
+        journal: Journal,
         data_file: File,
         state: State,
         counters: [Block; 3],
@@ -138,7 +142,8 @@ impl Inner {
             path,
             options,
             index,
-            slots,
+            journal,
+            synced_commit: AtomicU64::new(state.commit),
             data_file,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -211,11 +216,9 @@ impl Inner {
     /// Whether an overlay of this size, or the journal, takes up more than a share of its bounds.
     fn fills_more_than(&self, share: u64, overlay_entries: u64, overlay_bytes: u64) -> bool {
         let bounds = &self.options.bounds;
-        let (journal_entries, journal_bytes) = self.slots.live();
         overlay_entries > bounds.overlay_entries_max / share
             || overlay_bytes > bounds.overlay_bytes_max / share
-            || journal_entries > bounds.journal_entries_max / share
-            || journal_bytes > bounds.journal_bytes_max / share
+            || self.journal.live_bytes() > bounds.journal_bytes_max / share
     }
 
     pub(super) fn measure_overlay(&self, state: &State) {
@@ -250,8 +253,16 @@ impl Inner {
         })
     }
 
-    /// Waits until everything committed before the call is in the index.
-    pub(super) fn drain(&self) -> Result<(), StoreError> {
+    /// Makes durable whatever the journal was given before the call.
+    pub(super) fn sync_journal(&self, commit: u64) -> Result<(), StoreError> {
+        self.journal.sync()?;
+        self.synced_commit.fetch_max(commit, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Waits until everything committed before the call is in the index and, if asked for, no
+    /// erased log is left there.
+    pub(super) fn drain(&self, erased_too: bool) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
         let target = state.commit;
         state.drain_waiters += 1;
@@ -260,7 +271,7 @@ impl Inner {
             if let Err(error) = self.check() {
                 break Err(error);
             }
-            if state.low_water.commit >= target && !state.has_garbage {
+            if state.low_water.commit >= target && !(erased_too && state.has_garbage) {
                 break Ok(());
             }
             if state.stop {

@@ -1,7 +1,6 @@
 //! The tree `meta`: what the store knows about itself, one checksummed record per key.
 
 use super::super::error::StoreError;
-use super::super::kv::Counter;
 use super::frame::{Cursor, checksum, corrupted};
 use super::index::failed;
 
@@ -14,7 +13,7 @@ pub(super) const EPOCH: &[u8] = b"epoch";
 /// See [`LowWater`].
 pub(super) const LOW_WATER: &[u8] = b"low_water";
 
-/// Up to where the journal is in the index. One record, so that the three never disagree.
+/// Up to where the journal is in the index. One record, so that its numbers never disagree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LowWater {
     /// First journal sequence that is not.
@@ -23,6 +22,8 @@ pub(super) struct LowWater {
     pub(super) commit: u64,
     /// Next free feed position after that commit.
     pub(super) next_position: u64,
+    /// For each counter, a mark that no number handed out by then reaches.
+    pub(super) marks: [u64; 3],
 }
 
 impl LowWater {
@@ -31,13 +32,16 @@ impl LowWater {
         sequence: 0,
         commit: 0,
         next_position: 1,
+        marks: [1; 3],
     };
 
     pub(super) fn save(self, meta: &sled::Tree) -> Result<(), StoreError> {
-        let mut body = [0; 24];
-        body[..8].copy_from_slice(&self.sequence.to_be_bytes());
-        body[8..16].copy_from_slice(&self.commit.to_be_bytes());
-        body[16..].copy_from_slice(&self.next_position.to_be_bytes());
+        let numbers = [self.sequence, self.commit, self.next_position];
+        let body: Vec<u8> = numbers
+            .into_iter()
+            .chain(self.marks)
+            .flat_map(u64::to_be_bytes)
+            .collect();
         put(meta, LOW_WATER, &body)
     }
 
@@ -45,21 +49,20 @@ impl LowWater {
         let Some(body) = get(meta, LOW_WATER)? else {
             return Ok(Self::START);
         };
-        let mut cursor = Cursor::new(&body);
-        match (cursor.u64(), cursor.u64(), cursor.u64(), cursor.remaining()) {
-            (Some(sequence), Some(commit), Some(next_position), 0) => Ok(Self {
-                sequence,
-                commit,
-                next_position,
-            }),
-            _ => Err(corrupted("meta", LOW_WATER, "record of unexpected length")),
-        }
+        Self::decode(&body)
+            .ok_or_else(|| corrupted("meta", LOW_WATER, "record of unexpected length"))
     }
-}
 
-/// The key of a counter's durable mark: no number at or above it was ever handed out.
-pub(super) fn counter_key(counter: Counter) -> Vec<u8> {
-    [b"counter.", counter.name().as_bytes()].concat()
+    fn decode(body: &[u8]) -> Option<Self> {
+        let mut cursor = Cursor::new(body);
+        let mark = Self {
+            sequence: cursor.u64()?,
+            commit: cursor.u64()?,
+            next_position: cursor.u64()?,
+            marks: [cursor.u64()?, cursor.u64()?, cursor.u64()?],
+        };
+        (cursor.remaining() == 0).then_some(mark)
+    }
 }
 
 /// Frames and writes a record.

@@ -1,6 +1,6 @@
-//! The durable machine: a journal with a write-behind index, all inside sled.
+//! The durable machine: a journal in a file of its own, and behind it an index inside sled.
 //!
-//! A commit is one journal entry, one flush and one data sync; it is visible from an overlay in
+//! A commit is one journal entry and one data sync; it is visible from an overlay in
 //! memory at once, and reaches the index later, coalesced. `docs/store-format.md` has the bytes.
 
 mod commit;
@@ -64,10 +64,9 @@ pub(crate) struct Bounds {
     pub(crate) overlay_entries_max: u64,
     /// The same in bytes.
     pub(crate) overlay_bytes_max: u64,
-    /// Journal entries that wait for the write-behind above which the committer waits as well: a
-    /// few keys that change all the time fill the journal, not the overlay.
-    pub(crate) journal_entries_max: u64,
-    /// The same in bytes. The journal takes that much of the disk for good.
+    /// Journal that waits for the write-behind, in bytes, above which the committer waits as well:
+    /// a few keys that change all the time fill the journal, not the overlay. The journal takes
+    /// that much of the disk for good.
     pub(crate) journal_bytes_max: u64,
     /// How long changes wait for more of their kind before they go into the index.
     pub(crate) drain_interval: Duration,
@@ -82,7 +81,6 @@ impl Default for Bounds {
             group_bytes_max: 1 << 20,
             overlay_entries_max: 400_000,
             overlay_bytes_max: 64 << 20,
-            journal_entries_max: 16_384,
             journal_bytes_max: 64 << 20,
             drain_interval: Duration::from_millis(50),
             view_age_max: Duration::from_secs(5),
@@ -249,7 +247,7 @@ impl Kv for SledKv {
     }
 
     fn drain(&self) -> Result<(), StoreError> {
-        self.inner.drain()
+        self.inner.drain(true)
     }
 
     fn close(&self) -> Result<(), StoreError> {
@@ -269,7 +267,8 @@ impl Kv for SledKv {
         }
         // `running` stays locked: a second caller returns only when the store is closed.
         self.inner.queue.finish();
-        let drained = self.inner.drain();
+        // What is left of erased logs is for the next open.
+        let drained = self.inner.drain(false);
         let stopped = self.stop(running);
         drained.and(stopped)
     }

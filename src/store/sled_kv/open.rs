@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use super::super::error::StoreError;
-use super::super::kv::Counter;
 use super::Options;
 use super::fault::Step;
 use super::frame::{FORMAT_VERSION, corrupted};
 use super::index::{Index, Trees, failed, panic_text};
 use super::inner::{Block, COUNTER_BLOCK, Inner, State};
-use super::journal::{self, Replay, Slots};
+use super::journal::{self, Journal, Replay};
 use super::meta::{self, LowWater};
 use super::overlay::{Layer, Pairs};
 
@@ -61,13 +60,16 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
         .open(path.join(SLED_FILE))
         .map_err(|error| io_failed("open sled's file", path, &error))?;
     let trees = open_trees(db, is_new)?;
-    let store_id = read_store_id(&trees)?;
-    let low_water = LowWater::load(&trees.meta)?;
-    let replay = journal::replay(&trees.journal, low_water.sequence, low_water.commit)?;
+    let (store_id, journal) = open_journal(path, &trees)?;
+    let mut low_water = LowWater::load(&trees.meta)?;
+    let replay = journal::replay(&journal, low_water.sequence, low_water.commit)?;
+    // What a kill left in the system's cache is as good as committed only from here on.
+    journal.sync()?;
     options.faults.at(Step::OpenReplayed, &trees.db)?;
     let epoch = meta::get_u64(&trees.meta, meta::EPOCH)?.unwrap_or(0) + 1;
     meta::put(&trees.meta, meta::EPOCH, &epoch.to_be_bytes())?;
-    let counters = reserve_counters(&trees)?;
+    let counters = reserve(&mut low_water, replay.marks);
+    low_water.save(&trees.meta)?;
     options.faults.at(Step::OpenRaised, &trees.db)?;
     trees.db.flush().map_err(failed)?;
     data_file
@@ -77,7 +79,7 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
         sync_new_files(path)?;
     }
     let has_garbage = trees.next_garbage(0)?.is_some();
-    let (state, slots) = replayed_state(replay, low_water, has_garbage);
+    let state = replayed_state(replay, low_water, has_garbage);
     tracing::info!(
         path = %path.display(),
         epoch,
@@ -90,7 +92,7 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
             path.to_owned(),
             options,
             Index::new(trees),
-            slots,
+            journal,
             data_file,
             state,
             counters,
@@ -103,13 +105,14 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
 
 /// The replayed groups become the first overlay: reads see them at once, and the write-behind
 /// takes them from there like any others.
-fn replayed_state(replay: Replay, low_water: LowWater, has_garbage: bool) -> (State, Slots) {
+fn replayed_state(replay: Replay, low_water: LowWater, has_garbage: bool) -> State {
     let mut state = State {
         active: Layer::default(),
         frozen: None,
         commit: low_water.commit,
         next_position: low_water.next_position,
         journal_next: replay.next_sequence,
+        marks: low_water.marks,
         low_water,
         views: BTreeMap::new(),
         next_view: 0,
@@ -126,7 +129,7 @@ fn replayed_state(replay: Replay, low_water: LowWater, has_garbage: bool) -> (St
         state.commit = group.commit;
         state.next_position = group.next_position;
     }
-    (state, replay.slots)
+    state
 }
 
 fn io_failed(what: &str, path: &Path, error: &io::Error) -> StoreError {
@@ -178,7 +181,7 @@ fn open_sled(path: &Path, options: &Options) -> Result<sled::Db, StoreError> {
     let config = sled::Config::new()
         .path(path)
         .cache_capacity(options.cache_capacity_bytes)
-        // Only the committer flushes.
+        // Only the write-behind flushes.
         .flush_every_ms(None);
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
         Ok(Ok(db)) => Ok(db),
@@ -281,42 +284,37 @@ fn open_trees(db: sled::Db, is_new: bool) -> Result<Trees, StoreError> {
     let open = |name| db.open_tree(name).map_err(failed);
     let parts = open("parts")?;
     Ok(Trees {
-        journal: open("journal")?,
         keys: open("index")?,
         events: open("events")?,
         garbage: open("garbage")?,
         has_parts: AtomicBool::new(!parts.is_empty()),
+        may_have_orphans: AtomicBool::new(true),
         parts,
         meta,
         db,
     })
 }
 
-/// Made at the first open; a crash before that open's sync makes another one, which nobody has
-/// seen.
-fn read_store_id(trees: &Trees) -> Result<uuid::Uuid, StoreError> {
+/// The store's id, and its journal. Both are made at the first open; a crash before that open's
+/// sync makes others, because nothing can have been committed by then.
+fn open_journal(path: &Path, trees: &Trees) -> Result<(uuid::Uuid, Journal), StoreError> {
     if let Some(body) = meta::get(&trees.meta, meta::STORE_ID)? {
-        return uuid::Uuid::from_slice(&body)
-            .map_err(|_| corrupted("meta", meta::STORE_ID, "record of unexpected length"));
+        let store_id = uuid::Uuid::from_slice(&body)
+            .map_err(|_| corrupted("meta", meta::STORE_ID, "record of unexpected length"))?;
+        return Ok((store_id, Journal::open(path, store_id)?));
     }
     let store_id = uuid::Uuid::new_v4();
+    let journal = Journal::create(path, store_id)?;
+    sync_directory(path).map_err(|error| io_failed("sync the new journal", path, &error))?;
     meta::put(&trees.meta, meta::STORE_ID, store_id.as_bytes())?;
-    Ok(store_id)
+    Ok((store_id, journal))
 }
 
-/// Numbers go on from the durable mark: what the last open did not hand out is a gap.
-fn reserve_counters(trees: &Trees) -> Result<[Block; 3], StoreError> {
-    let mut blocks = Vec::with_capacity(3);
-    for counter in Counter::ALL {
-        let key = meta::counter_key(counter);
-        let next = meta::get_u64(&trees.meta, &key)?.unwrap_or(1);
-        let limit = next + COUNTER_BLOCK;
-        meta::put(&trees.meta, &key, &limit.to_be_bytes())?;
-        blocks.push(Block::new(next, limit));
-    }
-    blocks.try_into().map_err(|_| StoreError::Failed {
-        cause: "counters without a block".into(),
-    })
+/// Numbers go on from the last mark: what the last open did not hand out is a gap.
+fn reserve(low_water: &mut LowWater, replayed: [u64; 3]) -> [Block; 3] {
+    let next: [u64; 3] = std::array::from_fn(|slot| low_water.marks[slot].max(replayed[slot]));
+    low_water.marks = next.map(|next| next + COUNTER_BLOCK);
+    next.map(|next| Block::new(next, next + COUNTER_BLOCK))
 }
 
 /// sled never syncs its configuration, nor do the names of new files survive by themselves.
@@ -327,15 +325,17 @@ fn sync_new_files(path: &Path) -> Result<(), StoreError> {
         .map_err(failed)?;
     let directories = [Some(path), path.parent()];
     for directory in directories.into_iter().flatten() {
-        // A relative path's parent is empty: the directory that the process is in.
-        let directory = if directory.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            directory
-        };
-        File::open(directory)
-            .and_then(|file| file.sync_all())
-            .map_err(failed)?;
+        sync_directory(directory).map_err(failed)?;
     }
     Ok(())
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    // A relative path's parent is empty: the directory that the process is in.
+    let directory = if directory.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        directory
+    };
+    File::open(directory)?.sync_all()
 }

@@ -1,5 +1,4 @@
-//! The committer's inbox: proposals, and the syncs and reservations that other threads ask of it,
-//! because only the committer flushes (two flushes at once can stop sled for good).
+//! The committer's inbox: proposals, and the reservations of numbers that other threads ask of it.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex};
@@ -22,8 +21,6 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct Inbox {
     proposals: VecDeque<Box<dyn Proposal>>,
-    syncs_asked: u64,
-    syncs_done: u64,
     reservations: [bool; 3],
     phase: Phase,
     /// Whether the committer sleeps and has to be woken.
@@ -46,10 +43,8 @@ enum Phase {
 /// What the committer is to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// Proposals, syncs up to this one and reservations, or just the sync that is due.
+    /// Proposals and reservations, or just the sync that is due.
     Work {
-        /// The last sync asked for, if it is not done.
-        sync: Option<u64>,
         /// Counters that need a block.
         reservations: [bool; 3],
         /// Whether proposals may be taken.
@@ -87,30 +82,6 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits until a sync that began after this call is done. A busy committer includes it in its
-    /// next group.
-    pub(super) fn sync(&self, inner: &Inner) -> Result<(), StoreError> {
-        let mut inbox = lock(&self.inbox);
-        inbox.syncs_asked += 1;
-        let ticket = inbox.syncs_asked;
-        self.unpark(&mut inbox);
-        loop {
-            if inbox.syncs_done >= ticket {
-                return Ok(());
-            }
-            inner.check()?;
-            if inbox.phase == Phase::Stopped {
-                return Err(StoreError::Closed);
-            }
-            inbox = wait(&self.progress, inbox);
-        }
-    }
-
-    pub(super) fn synced(&self, ticket: u64) {
-        lock(&self.inbox).syncs_done = ticket;
-        self.progress.notify_all();
-    }
-
     /// The committer's wait. With `backlog` empty it takes everything that is queued.
     pub(super) fn next_turn(
         &self,
@@ -132,16 +103,12 @@ impl Queue {
                 return Turn::Stop;
             }
             let proposals = !backlog.is_empty() && (inner.has_failed() || !inner.over_bound());
-            let sync = (inbox.syncs_asked > inbox.syncs_done).then_some(inbox.syncs_asked);
             let due = sync_due();
             if proposals
                 || (!inner.has_failed()
-                    && (sync.is_some()
-                        || inbox.reservations.contains(&true)
-                        || due.is_some_and(|due| due.is_zero())))
+                    && (inbox.reservations.contains(&true) || due.is_some_and(|due| due.is_zero())))
             {
                 return Turn::Work {
-                    sync,
                     reservations: std::mem::take(&mut inbox.reservations),
                     proposals,
                 };

@@ -8,6 +8,7 @@ use super::super::super::error::StoreError;
 use super::super::super::kv::{Kv, KvView, Outcome, Verdict};
 use super::super::super::kv_laws::{append, commit, put, scripted, submit_ops};
 use super::super::fault::Step;
+use super::super::journal::{JOURNAL_FILE, PAGE_BYTES};
 use super::super::{SledKv, meta};
 use super::audit::{raw, shut};
 use super::{failure, on_demand, open, with_faults};
@@ -116,38 +117,51 @@ fn a_damaged_journal_is_never_replayed() {
         commit(&kv, vec![put([number], [number; 50])]);
     }
     drop(kv);
-    let slot = |number: u8| [0, 0, 0, number, 0];
-    let db = raw(&store);
-    let journal = db.open_tree("journal").unwrap();
-    let entry = journal.get(slot(2)).unwrap().unwrap().to_vec();
-    let mut damaged = entry.clone();
-    damaged[60] ^= 1;
-    journal.insert(slot(2), damaged).unwrap();
-    drop(journal);
-    shut(db, &store);
-    let damage = what(SledKv::open(&store, on_demand()).unwrap_err());
-    assert!(
-        damage.contains("checksum, tree journal, key 0000000200"),
-        "{damage}"
-    );
-    // Lost altogether: what follows it was acknowledged, so it must not be skipped.
-    let db = raw(&store);
-    db.open_tree("journal")
-        .unwrap()
-        .insert(slot(2), &[])
-        .unwrap();
-    shut(db, &store);
-    let missing = what(SledKv::open(&store, on_demand()).unwrap_err());
-    assert!(missing.contains("are missing"), "{missing}");
-    let db = raw(&store);
-    db.open_tree("journal")
-        .unwrap()
-        .insert(slot(2), entry)
-        .unwrap();
-    shut(db, &store);
+    let path = store.join(JOURNAL_FILE);
+    let sound = fs::read(&path).unwrap();
+    // The third entry, behind the page of the file's header: one bit of it, and all of it. What
+    // follows it was acknowledged, so it must not be skipped.
+    let third = 3 * PAGE_BYTES..4 * PAGE_BYTES;
+    let mut flipped = sound.clone();
+    flipped[third.start + 60] ^= 1;
+    let mut lost = sound.clone();
+    lost[third].fill(0);
+    for damaged in [flipped, lost] {
+        fs::write(&path, damaged).unwrap();
+        let missing = what(SledKv::open(&store, on_demand()).unwrap_err());
+        assert!(missing.contains("commit 3 is not there"), "{missing}");
+    }
+    fs::write(&path, sound).unwrap();
     let kv = open(&store);
     assert_eq!(kv.view().unwrap().get(&[4]).unwrap().unwrap(), [4; 50][..]);
     kv.close().unwrap();
+}
+
+#[test]
+fn a_journal_that_is_not_the_stores_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let store = home.path().join("store");
+    let other = home.path().join("other");
+    drop(open(&store));
+    drop(open(&other));
+    let path = store.join(JOURNAL_FILE);
+    let own = fs::read(&path).unwrap();
+    let refused = |expected: &str| {
+        let refusal = what(SledKv::open(&store, on_demand()).unwrap_err());
+        assert!(refusal.contains(expected), "{refusal}");
+    };
+    fs::copy(other.join(JOURNAL_FILE), &path).unwrap();
+    refused("belongs to another store");
+    fs::write(&path, &own[..100]).unwrap();
+    refused("is cut short");
+    let mut damaged = own.clone();
+    damaged[20] ^= 1;
+    fs::write(&path, damaged).unwrap();
+    refused("has no sound header");
+    fs::remove_file(&path).unwrap();
+    refused("is missing");
+    fs::write(&path, own).unwrap();
+    open(&store).close().unwrap();
 }
 
 #[test]
@@ -164,31 +178,31 @@ fn another_format_is_refused_and_left_alone() {
         shut(db, &store);
         epoch
     };
-    assert_eq!(set(2), Some(1));
+    assert_eq!(set(3), Some(1));
     let newer = SledKv::open(&store, on_demand()).unwrap_err();
     assert!(
         matches!(
             newer,
             StoreError::TooNew {
-                found: 2,
-                supported: 1
+                found: 3,
+                supported: 2
             }
         ),
         "{newer:?}"
     );
-    assert_eq!(set(0), Some(1), "the epoch is not raised");
+    assert_eq!(set(1), Some(1), "the epoch is not raised");
     let older = SledKv::open(&store, on_demand()).unwrap_err();
     assert!(
         matches!(
             older,
             StoreError::TooOld {
-                found: 0,
-                supported: 1
+                found: 1,
+                supported: 2
             }
         ),
         "{older:?}"
     );
-    set(1);
+    set(2);
     assert_eq!(open(&store).epoch(), 2);
 }
 
@@ -234,7 +248,6 @@ fn a_half_written_snapshot_is_removed_and_a_damaged_one_repaired() {
 fn a_failure_poisons_the_store_until_it_is_reopened() {
     let steps = [
         Step::CommitEntry,
-        Step::CommitFlush,
         Step::CommitSync,
         Step::DrainWritten,
         Step::DrainSynced,

@@ -9,7 +9,10 @@ use super::super::super::kv::{Kv, Op};
 use super::super::super::kv_laws::{append, commit, delete, put, put_once};
 use super::super::events::ChunkWriter;
 use super::super::index::{Home, encode_parts_head, part_key};
-use super::super::journal::{EntryHeader, decode_entry, decode_ops, encode_entry, encode_op};
+use super::super::journal::{
+    EntryHeader, JOURNAL_FILE, PAGE_BYTES, REGION_BYTES, Salt, decode_entry, decode_ops,
+    encode_entry, encode_op,
+};
 use super::audit::{raw, shut};
 use super::open;
 
@@ -30,19 +33,35 @@ fn ops() -> Vec<Op> {
     ]
 }
 
+const SALT: &Salt = b"0123456789abcdef";
+
+const HEADER: EntryHeader = EntryHeader {
+    sequence: 5,
+    commit: 3,
+    next_position: 9,
+    synced: 2,
+    marks: [10, 11, 12],
+    part: 0,
+    parts: 1,
+};
+
 /// The journal entry of [`ops`], alone in its group.
 const ENTRY: &str = concat!(
     "504a",             // magic
-    "01",               // entry version
+    "02",               // entry version
     "00",               // reserved
-    "c9447fb9",         // checksum of all that follows
+    "d14c3faa",         // checksum of the salt and all that follows
     "0000000000000005", // sequence
     "0000000000000003", // commit
     "0000000000000009", // next feed position
-    "00000000",         // part 0
-    "00000001",         // of 1
-    "00000036",         // 54 bytes of operations
-    "01",               // put
+    "0000000000000002", // last commit known to be synced
+    "000000000000000a", // marks of the counters
+    "000000000000000b",
+    "000000000000000c",
+    "00000000", // part 0
+    "00000001", // of 1
+    "00000036", // 54 bytes of operations
+    "01",       // put
     "0001",
     "6b",
     "00000002",
@@ -66,43 +85,30 @@ const ENTRY: &str = concat!(
 
 #[test]
 fn a_journal_entry_is_these_bytes() {
-    let header = EntryHeader {
-        sequence: 5,
-        commit: 3,
-        next_position: 9,
-        part: 0,
-        parts: 1,
-    };
     let mut body = Vec::new();
     ops().iter().for_each(|op| encode_op(op, &mut body));
-    let frame = encode_entry(&header, &body);
+    let frame = encode_entry(&HEADER, &body, SALT);
     assert_eq!(hex(&frame), ENTRY);
-    let (found, found_body) = decode_entry(b"key", &frame).unwrap();
-    assert_eq!((found, found_body), (header, &body[..]));
+    let (found, found_body) = decode_entry(&frame, SALT).unwrap();
+    assert_eq!((found, found_body), (HEADER, &body[..]));
     let decoded = decode_ops(5, &Bytes::copy_from_slice(found_body)).unwrap();
     assert_eq!(decoded, ops());
 }
 
 #[test]
 fn a_journal_entry_cut_short_or_flipped_anywhere_is_damage() {
-    let header = EntryHeader {
-        sequence: 5,
-        commit: 3,
-        next_position: 9,
-        part: 0,
-        parts: 1,
-    };
     let mut body = Vec::new();
     ops().iter().for_each(|op| encode_op(op, &mut body));
-    let frame = encode_entry(&header, &body);
+    let frame = encode_entry(&HEADER, &body, SALT);
     for length in 0..frame.len() {
-        assert!(decode_entry(b"key", &frame[..length]).is_err(), "{length}");
+        assert!(decode_entry(&frame[..length], SALT).is_none(), "{length}");
     }
     for at in 0..frame.len() {
         let mut flipped = frame.clone();
         flipped[at] ^= 0x80;
-        assert!(decode_entry(b"key", &flipped).is_err(), "{at}");
+        assert!(decode_entry(&flipped, SALT).is_none(), "{at}");
     }
+    assert_eq!(decode_entry(&frame, b"another's salt.."), None);
     // A body that lies within a sound frame: bounded decoding, no panic.
     for length in 0..body.len() {
         let mut random = body[..length].to_vec();
@@ -150,26 +156,44 @@ fn a_small_store_is_these_trees() {
         let value = db.open_tree(tree).unwrap().get(key).unwrap();
         value.map(|value| hex(&value))
     };
-    assert_eq!(get("meta", b"format").unwrap(), "0040439a00000001");
-    for (name, mark) in [("low_water", 24), ("epoch", 8), ("store_id", 16)] {
+    let format = get("meta", b"format").unwrap();
+    assert_eq!(&format[8..], "00000002");
+    for (name, mark) in [("epoch", 8), ("store_id", 16)] {
         let record = get("meta", name.as_bytes()).unwrap();
         assert_eq!(record.len(), 2 * (4 + mark), "{name}");
     }
-    for counter in ["incarnation", "fencing_token", "owner"] {
-        let record = get("meta", format!("counter.{counter}").as_bytes()).unwrap();
-        assert_eq!(&record[8..], "0000000000010001", "{counter}");
-    }
+    let low_water = get("meta", b"low_water").unwrap();
+    let mark = "0000000000010001";
+    let expected = [
+        "0000000000000001",
+        "0000000000000001",
+        "0000000000000001",
+        mark,
+        mark,
+        mark,
+    ];
+    assert_eq!(low_water[8..], expected.concat());
     assert_eq!(get("index", b"k").unwrap(), "4976");
     let chunk = [[0; 7].as_slice(), &[2], &[0; 7], &[1]].concat();
     assert!(get("events", &chunk).unwrap().starts_with("430001"));
-    let slots: Vec<String> = db
-        .open_tree("journal")
-        .unwrap()
-        .iter()
-        .keys()
-        .map(|key| hex(&key.unwrap()))
-        .collect();
-    let expected: Vec<String> = (0..8).map(|place| format!("00000000{place:02x}")).collect();
-    assert_eq!(slots, expected);
+    let mut names = db.tree_names();
+    names.sort();
+    let expected = [
+        "__sled__default",
+        "events",
+        "garbage",
+        "index",
+        "meta",
+        "parts",
+    ];
+    assert_eq!(names, expected);
+    let store_id = get("meta", b"store_id").unwrap();
     shut(db, &store);
+    let journal = std::fs::read(store.join(JOURNAL_FILE)).unwrap();
+    assert_eq!(journal.len(), PAGE_BYTES + REGION_BYTES);
+    // Magic and version, behind the checksum the store's id, behind the salt nothing.
+    assert_eq!(hex(&journal[..8]), "504a524e00000001");
+    assert_eq!(hex(&journal[12..28]), store_id[8..]);
+    assert!(journal[44..PAGE_BYTES].iter().all(|byte| *byte == 0));
+    assert_eq!(hex(&journal[PAGE_BYTES..PAGE_BYTES + 4]), "504a0200");
 }

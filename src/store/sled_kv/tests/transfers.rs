@@ -202,7 +202,6 @@ stops!(
     g2_g3_exactly_one_side_holds_it_after_a_stop_after_the_replay: OpenReplayed,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_epoch_is_synced: OpenRaised,
     g2_g3_exactly_one_side_holds_it_after_a_stop_between_journal_entries: CommitEntry,
-    g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_flush: CommitFlush,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_sync: CommitSync,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_group_is_shown: CommitPublish,
     g2_g3_exactly_one_side_holds_it_after_a_stop_after_the_freeze: DrainFrozen,
@@ -210,5 +209,5 @@ stops!(
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_index_is_synced: DrainWritten,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_mark_advances: DrainSynced,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_mark_is_synced: DrainMarked,
-    g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_slots_are_freed: DrainTrimmed,
+    g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_regions_are_freed: DrainTrimmed,
 );
