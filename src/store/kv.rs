@@ -102,7 +102,7 @@ pub(crate) struct KeyRange {
     pub(crate) end: Bytes,
 }
 
-/// Reads of one consistent state.
+/// Reads of one consistent state, logs excepted: what a proposal is decided on.
 pub(crate) trait Reader {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
@@ -112,6 +112,13 @@ pub(crate) trait Reader {
 
     /// The last `limit` entries of a range, descending.
     fn scan_back(&self, range: &KeyRange, limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+}
+
+/// A reader pinned to one commit: it sees everything up to that commit and nothing after it.
+/// Bounded in time: a view held longer than the store's limit answers `ViewExpired`.
+pub(crate) trait KvView: Reader + Send + Sync + fmt::Debug {
+    /// The number of the commit this view sees last.
+    fn commit(&self) -> u64;
 
     /// Events of a log from a sequence on, ascending and dense: at most `limit` of them, and no
     /// further one once `bytes_max` is reached (but always at least one, if there is one).
@@ -122,13 +129,6 @@ pub(crate) trait Reader {
         limit: usize,
         bytes_max: usize,
     ) -> Result<Vec<(u64, Bytes)>, StoreError>;
-}
-
-/// A reader pinned to one commit: it sees everything up to that commit and nothing after it.
-/// Bounded in time: a view held longer than the store's limit answers `ViewExpired`.
-pub(crate) trait KvView: Reader + Send + Sync + fmt::Debug {
-    /// The number of the commit this view sees last.
-    fn commit(&self) -> u64;
 }
 
 /// A store-wide number that only rises, handed out from durably reserved blocks; gaps are normal.

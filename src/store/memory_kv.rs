@@ -318,6 +318,12 @@ impl Reader for Data {
         let entries = self.range(range).into_iter().flat_map(Iterator::rev);
         Ok(entries.take(limit).collect())
     }
+}
+
+impl KvView for Data {
+    fn commit(&self) -> u64 {
+        self.commit
+    }
 
     fn events(
         &self,
@@ -337,12 +343,6 @@ impl Reader for Data {
             found.push((*sequence, value.clone()));
         }
         Ok(found)
-    }
-}
-
-impl KvView for Data {
-    fn commit(&self) -> u64 {
-        self.commit
     }
 }
 

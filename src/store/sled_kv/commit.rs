@@ -16,10 +16,14 @@ use super::fault::Step;
 use super::frame::length_u32;
 use super::index::panic_text;
 use super::inner::{Inner, tally};
-use super::journal::{BODY_BYTES_MAX, EntryHeader, encode_op};
+use super::journal::{BODY_BYTES_MAX, ENTRY_HEADER_BYTES, EntryHeader, encode_op};
 use super::overlay::{Layer, Pairs};
 use super::queue::Turn;
 use super::view::Layered;
+
+/// What a proposal brings, roughly: room is made for so much at once.
+const OPS_EXPECTED: usize = 4;
+const BODY_BYTES_EXPECTED: usize = 512;
 
 type Backlog = VecDeque<Box<dyn Proposal>>;
 
@@ -106,6 +110,10 @@ impl Committer {
         let now_epoch_ms = self.inner.options.clock.now_epoch_ms();
         let mut pending = Layer::default();
         let mut ops = Vec::new();
+        let proposals = backlog.len().min(bounds.group_proposals_max);
+        group.members.reserve(proposals);
+        group.ops.reserve(OPS_EXPECTED * proposals);
+        group.body.reserve(BODY_BYTES_EXPECTED * proposals);
         while group.members.len() < bounds.group_proposals_max
             && group.body.len() < bounds.group_bytes_max
         {
@@ -133,7 +141,10 @@ impl Committer {
                         group.next_position = next_position;
                         for op in ops.drain(..) {
                             encode_op(&op, &mut group.body);
-                            pending.apply(op.clone(), Pairs::Keep);
+                            // A log is not among what later proposals of the group may read.
+                            if !matches!(op, Op::Append { .. }) {
+                                pending.apply(op.clone(), Pairs::Keep);
+                            }
                             group.ops.push(op);
                         }
                         Member::Accepted
@@ -235,11 +246,10 @@ impl Committer {
                 part,
                 ..*first
             };
-            let written = self
-                .inner
-                .journal
-                .write(&header, bodies.next().unwrap_or_default())?;
-            tally(&tallies.journal_bytes, u64::from(length_u32(written)));
+            let body = bodies.next().unwrap_or_default();
+            self.inner.journal.write(&header, body)?;
+            let bytes = length_u32(ENTRY_HEADER_BYTES + body.len());
+            tally(&tallies.journal_bytes, u64::from(bytes));
         }
         tally(&tallies.journal_entries, u64::from(first.parts));
         tally(&tallies.groups, 1);

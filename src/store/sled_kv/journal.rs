@@ -7,7 +7,7 @@ mod entry;
 mod file;
 mod replay;
 
-pub(super) use entry::{EntryHeader, encode_op};
+pub(super) use entry::{ENTRY_HEADER_BYTES, EntryHeader, encode_op};
 #[cfg(test)]
 pub(super) use entry::{Salt, decode_entry, decode_ops, encode_entry};
 pub(super) use file::{BODY_BYTES_MAX, Journal};

@@ -219,8 +219,10 @@ impl Reader for Layered<'_> {
     fn scan_back(&self, range: &KeyRange, limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         self.walk(range, limit, Direction::Descending)
     }
+}
 
-    fn events(
+impl Layered<'_> {
+    pub(super) fn events(
         &self,
         incarnation: u64,
         from_sequence: u64,
@@ -364,6 +366,12 @@ impl Reader for View {
     fn scan_back(&self, range: &KeyRange, limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         self.read(|layered| layered.scan_back(range, limit))
     }
+}
+
+impl KvView for View {
+    fn commit(&self) -> u64 {
+        self.pin.commit
+    }
 
     fn events(
         &self,
@@ -373,12 +381,6 @@ impl Reader for View {
         bytes_max: usize,
     ) -> Result<Vec<(u64, Bytes)>, StoreError> {
         self.read(|layered| layered.events(incarnation, from_sequence, limit, bytes_max))
-    }
-}
-
-impl KvView for View {
-    fn commit(&self) -> u64 {
-        self.pin.commit
     }
 }
 

@@ -189,12 +189,12 @@ impl Journal {
             .store(regions.live_bytes(), Ordering::Relaxed);
     }
 
-    /// Writes an entry and says how many bytes that took. Durable with the next sync.
+    /// Writes an entry. Durable with the next sync.
     pub(in super::super) fn write(
         &self,
         header: &EntryHeader,
         body: &[u8],
-    ) -> Result<usize, StoreError> {
+    ) -> Result<(), StoreError> {
         let mut frame = encode_entry(header, body, &self.salt);
         frame.resize(frame.len().next_multiple_of(PAGE_BYTES), 0);
         let place = {
@@ -211,8 +211,7 @@ impl Journal {
             }
             self.write_at(offset(place.region, place.offset), &frame)
         };
-        written().map_err(|error| failed("write to the journal", &error))?;
-        Ok(frame.len())
+        written().map_err(|error| failed("write to the journal", &error))
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

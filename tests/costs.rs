@@ -1,0 +1,145 @@
+//! What an append and a whole lifecycle cost, in things that can be counted: commits, syncs, bytes
+//! of journal, keys of the index, allocations. A guard against getting slower without noticing
+//! that does not look at a clock.
+//!
+//! One test, because the counts are those of the whole operating-system process. Where a change
+//! is meant to cost more, or costs less, its bound is the one to move.
+
+mod common;
+
+use std::alloc::System;
+
+use common::*;
+use procession::*;
+use serde_json::json;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const APPENDS: u64 = 2_000;
+const LIFECYCLES: u64 = 200;
+const EVENTS: u64 = 10;
+
+/// What so many operations cost, each on average.
+#[derive(Debug)]
+struct Cost {
+    commits: f64,
+    syncs: f64,
+    journal_bytes: f64,
+    index_keys: f64,
+    allocations: f64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+async fn cost(supervisor: &Supervisor, operations: u64, work: impl AsyncFnOnce()) -> Cost {
+    supervisor.drain().await.unwrap();
+    let before = supervisor.stats();
+    let region = Region::new(ALLOCATOR);
+    work().await;
+    let allocated = region.change();
+    supervisor.drain().await.unwrap();
+    let after = supervisor.stats();
+    let each = |after: u64, before: u64| (after - before) as f64 / operations as f64;
+    Cost {
+        commits: each(after.commits, before.commits),
+        syncs: each(after.syncs, before.syncs),
+        journal_bytes: each(after.journal_bytes, before.journal_bytes),
+        index_keys: each(after.index_keys_written, before.index_keys_written),
+        allocations: (allocated.allocations + allocated.reallocations) as f64 / operations as f64,
+    }
+}
+
+fn at_most(what: &str, found: f64, bound: f64) {
+    assert!(
+        found <= bound,
+        "{what}: {found:.2}, at most {bound} are allowed"
+    );
+}
+
+async fn appends(supervisor: &Supervisor) {
+    let processes = supervisor.processes();
+    let request = external("p").with_event_type(ProcessEventType::new("note"));
+    processes.start(request, inline()).await.unwrap();
+    let text = "x".repeat(188);
+    let append = async |number: u64| {
+        let payload = json!({ "n": number, "t": text });
+        let request = ProcessEventAppendRequest::new("note", payload);
+        processes.append_event("p", request).await.unwrap();
+    };
+    for number in 0..100 {
+        append(number).await;
+    }
+    let cost = cost(supervisor, APPENDS, async || {
+        for number in 0..APPENDS {
+            append(number).await;
+        }
+    })
+    .await;
+    println!("an append: {cost:?}");
+    // Nobody else is there, so each is a group of its own; a heartbeat may come in between.
+    at_most("commits of an append", cost.commits, 1.01);
+    at_most("syncs of an append", cost.syncs, 1.01);
+    at_most("bytes of journal of an append", cost.journal_bytes, 540.0);
+    at_most("index keys of an append", cost.index_keys, 4.0);
+    at_most("allocations of an append", cost.allocations, 62.0);
+}
+
+async fn lifecycles(supervisor: &Supervisor) {
+    let processes = supervisor.processes();
+    let scope = SessionScope::new("s");
+    let live = async |id: String| {
+        let request = rerunnable(&id, "talks")
+            .with_event_type(ProcessEventType::new("note"))
+            .with_grant(Some(ProcessStartGrant::new(scope.clone(), "work")));
+        processes.start(request, inline()).await.unwrap();
+        let output = processes.await_output(&id).await.unwrap();
+        assert!(matches!(output, ProcessAwaitOutput::Success { .. }));
+    };
+    live("warm".to_owned()).await;
+    let cost = cost(supervisor, LIFECYCLES, async || {
+        for number in 0..LIFECYCLES {
+            live(format!("l-{number}")).await;
+        }
+    })
+    .await;
+    println!("a lifecycle of {EVENTS} events: {cost:?}");
+    // The start, the claim, the events, the end.
+    at_most("commits of a lifecycle", cost.commits, 13.05);
+    at_most("syncs of a lifecycle", cost.syncs, 13.05);
+    at_most(
+        "bytes of journal of a lifecycle",
+        cost.journal_bytes,
+        9_000.0,
+    );
+    at_most("index keys of a lifecycle", cost.index_keys, 20.0);
+    at_most("allocations of a lifecycle", cost.allocations, 1_250.0);
+}
+
+#[test]
+fn an_append_and_a_lifecycle_cost_no_more_than_they_did() {
+    let place = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let talks = engine("talks", |cx: ProcessContext, _| async move {
+            for number in 0..EVENTS {
+                cx.emit("note", json!({ "n": number })).await?;
+            }
+            Ok(json!(null))
+        });
+        let supervisor = Supervisor::builder(place.path())
+            .engine(talks)
+            .open()
+            .await
+            .unwrap();
+        appends(&supervisor).await;
+        lifecycles(&supervisor).await;
+        supervisor
+            .shutdown(ShutdownOptions::default())
+            .await
+            .unwrap();
+    });
+}
