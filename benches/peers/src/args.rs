@@ -10,7 +10,7 @@ The same durable work on Procession, on its peers and on the floor, in one run.
 
 Usage: cargo run --release --manifest-path benches/peers/Cargo.toml -- [OPTIONS]
 
-  --quick            3 rounds of 3 s each (about seven minutes) instead of 5 rounds of 30 s
+  --quick            5 rounds of 2 s each (about seven minutes) instead of 5 rounds of 30 s
   --rounds N         how many rounds
   --seconds N        how long each system is measured in a round
   --figure NAME      only append, start or lifecycle
@@ -79,7 +79,7 @@ impl Args {
             match arg.as_str() {
                 "--help" | "-h" => return Ok(Task::Help),
                 "--one" => return One::parse(given).map(Task::One),
-                "--quick" => (args.rounds, args.time) = (3, Duration::from_secs(3)),
+                "--quick" => (args.rounds, args.time) = (5, Duration::from_secs(2)),
                 "--rounds" => args.rounds = number::<usize>(&value()?)?.max(1),
                 "--seconds" => args.time = seconds(&value()?)?,
                 "--figure" => args.figure = Some(value()?.parse()?),
