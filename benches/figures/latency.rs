@@ -92,7 +92,12 @@ async fn events(ask: &Ask) {
             delivered: delivered[&(caller, sequence)],
         })
         .collect();
-    say("event_to_subscriber", peak, &paced, &moments);
+    say(
+        ["event_to_subscriber", "append_to_answer"],
+        peak,
+        &paced,
+        &moments,
+    );
     drain(&supervisor).await;
     close(&supervisor).await;
 }
@@ -178,7 +183,12 @@ async fn completions(ask: &Ask) {
     syncs::take();
     let time = tokio::time::sleep(ask.seconds);
     let paced = load::paced(BUSY, peak * PACE, time, call("paced")).await;
-    say("completion_to_awaiter", peak, &paced, &kept(&ending));
+    say(
+        ["completion_to_awaiter", "completion_to_answer"],
+        peak,
+        &paced,
+        &kept(&ending),
+    );
     drain(&supervisor).await;
     close(&supervisor).await;
 }
@@ -211,7 +221,7 @@ fn spread(of: &str, since: &str, peak: f64, paced: &load::Measured, mut values: 
     );
 }
 
-fn say(of: &str, peak: f64, paced: &load::Measured, moments: &[Moments]) {
+fn say([of, answer]: [&str; 2], peak: f64, paced: &load::Measured, moments: &[Moments]) {
     let syncs = syncs::take();
     let from_syncs = |at: fn(&Moments) -> Instant| {
         let moments = moments.iter();
@@ -230,5 +240,5 @@ fn say(of: &str, peak: f64, paced: &load::Measured, moments: &[Moments]) {
     spread(of, "answer", peak, paced, from(|it| it.answered));
     spread(of, "call", peak, paced, from(|it| it.called));
     let (answered, _) = from_syncs(|it| it.answered);
-    spread("call_to_answer", "sync", peak, paced, answered);
+    spread(answer, "sync", peak, paced, answered);
 }

@@ -1,12 +1,15 @@
 //! What is written, by how much is stored already.
 
+use std::path::Path;
+use std::time::Instant;
+
 use serde_json::json;
 
 use super::setup::{
     MAKERS, append, close, drain, each, external, figure, median, open_with, place, rounded,
     runtime, start, start_some,
 };
-use super::{Ask, load, print};
+use super::{Ask, load, print, syncs};
 use procession::Supervisor;
 
 /// Stored processes at which it is measured.
@@ -16,57 +19,61 @@ const LARGE_QUICK: u64 = 100_000;
 /// Starts that are timed at a time: a store of the small size must not grow large by it.
 const STARTS: u64 = 10_000;
 const CALLERS: usize = 64;
-/// Measurements of each kind, of which the median counts.
-const TIMES: usize = 5;
+/// Pairs of measurements, one after the other, of which the median ratio counts.
+const PAIRS: u64 = 5;
 const CACHE_BYTES: u64 = 64 << 20;
 
 pub(crate) fn run(ask: &Ask) {
     runtime().block_on(async {
         let large = if ask.quick { LARGE_QUICK } else { LARGE };
-        // A fresh store each time: the starts that are timed make it larger.
+        let large_place = place(ask);
+        grow(large_place.path(), large).await;
         let (mut starts, mut appends) = (Vec::new(), Vec::new());
-        for _ in 0..TIMES {
-            let (started, appended) = at(ask, SMALL, 1).await;
-            starts.extend(started);
-            appends.extend(appended);
+        for pair in 0..PAIRS {
+            // A fresh one each time: the starts that are timed make it larger.
+            let small_place = place(ask);
+            grow(small_place.path(), SMALL).await;
+            let small = at(ask, small_place.path(), SMALL, SMALL).await;
+            let next = large + pair * STARTS;
+            let large = at(ask, large_place.path(), large, next).await;
+            starts.push(small.0 / large.0);
+            appends.push(small.1 / large.1);
         }
-        let small = (median(starts), median(appends));
-        let (starts, appends) = at(ask, large, TIMES).await;
-        let large_medians = (median(starts), median(appends));
-        for (name, small, value) in [
-            ("start", small.0, large_medians.0),
-            ("append", small.1, large_medians.1),
-        ] {
+        for (name, ratios) in [("start", starts), ("append", appends)] {
             print(
                 &json!({ "ratio": "size", "call": name, "stored": large, "to": SMALL,
-                "per_second": [value.round(), small.round()],
-                "value": rounded(small / value) }),
+                "slower": true, "value": rounded(median(ratios)) }),
             );
         }
     });
 }
 
-/// Starts and appends a second in a store of a size, so many times each.
-async fn at(ask: &Ask, stored: u64, times: usize) -> (Vec<f64>, Vec<f64>) {
-    let place = place(ask);
-    let supervisor = open_with(place.path(), |it| it.cache_capacity(CACHE_BYTES)).await;
-    make(&supervisor, MAKERS, 0..stored).await;
+async fn opened(store: &Path) -> Supervisor {
+    open_with(store, |it| it.cache_capacity(CACHE_BYTES)).await
+}
+
+async fn grow(store: &Path, to: u64) {
+    let supervisor = opened(store).await;
+    make(&supervisor, MAKERS, 0..to).await;
     start_some(&supervisor.processes(), "written", CALLERS).await;
     drain(&supervisor).await;
-    let (mut starts, mut appends) = (Vec::new(), Vec::new());
-    let mut next = stored;
-    for _ in 0..times {
-        appends.push(appended(ask, &supervisor, stored).await);
-        let began = std::time::Instant::now();
-        make(&supervisor, CALLERS, next..next + STARTS).await;
-        next += STARTS;
-        let per_second = STARTS as f64 / began.elapsed().as_secs_f64();
-        print(
-            &json!({ "figure": "size", "call": "start", "stored": stored, "starts": STARTS,
-            "callers": CALLERS, "per_second": per_second.round(), "cache_bytes": CACHE_BYTES }),
-        );
-        starts.push(per_second);
-    }
+    close(&supervisor).await;
+}
+
+/// Starts and appends a second in a store of a size. Only one store is open at a time: what a large
+/// one does by itself is a cost of its own size.
+async fn at(ask: &Ask, store: &Path, stored: u64, next: u64) -> (f64, f64) {
+    let supervisor = opened(store).await;
+    // The look at every process that follows an open is another figure's.
+    supervisor.recover().await.expect("a recovery");
+    let appends = appended(ask, &supervisor, stored).await;
+    let began = Instant::now();
+    make(&supervisor, CALLERS, next..next + STARTS).await;
+    let starts = STARTS as f64 / began.elapsed().as_secs_f64();
+    print(
+        &json!({ "figure": "size", "call": "start", "stored": stored, "starts": STARTS,
+        "callers": CALLERS, "per_second": starts.round(), "cache_bytes": CACHE_BYTES }),
+    );
     close(&supervisor).await;
     (starts, appends)
 }
@@ -89,10 +96,16 @@ async fn appended(ask: &Ask, supervisor: &Supervisor, stored: u64) -> f64 {
         let processes = processes.clone();
         async move { append(&processes, &format!("written-{caller}"), number).await }
     };
-    let time = ask.seconds.div_f64(TIMES as f64);
+    let time = ask.seconds.div_f64(PAIRS as f64);
+    let before = supervisor.stats();
+    syncs::listen();
     let measured = load::run(CALLERS, time, call, drain(supervisor)).await;
+    let (p50, p99) = syncs::quantiles_us(&syncs::take());
+    let after = supervisor.stats();
     let more = json!({ "call": "append", "stored": stored, "callers": CALLERS,
-        "cache_bytes": CACHE_BYTES });
+        "cache_bytes": CACHE_BYTES, "syncs": after.syncs - before.syncs,
+        "sync_p50_us": p50, "sync_p99_us": p99,
+        "index_keys": after.index_keys_written - before.index_keys_written });
     print(&figure("size", &measured, more));
     measured.per_second()
 }

@@ -1,7 +1,7 @@
 //! When the journal's syncs began and ended, as the store's trace tells.
 
 use std::sync::{Mutex, Once, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
@@ -38,6 +38,18 @@ pub(crate) fn listen() {
 /// The syncs since the last look, in order.
 pub(crate) fn take() -> Vec<Sync> {
     std::mem::take(&mut seen().syncs)
+}
+
+/// How long syncs took: the median and the 99th percentile, in microseconds.
+pub(crate) fn quantiles_us(syncs: &[Sync]) -> (u128, u128) {
+    let mut took: Vec<_> = syncs.iter().map(|sync| sync.ended - sync.began).collect();
+    took.sort_unstable();
+    let at = |hundredths: usize| {
+        let last = took.len().saturating_sub(1);
+        took.get(last * hundredths / 100)
+            .map_or(0, Duration::as_micros)
+    };
+    (at(50), at(99))
 }
 
 struct Listener;
