@@ -1,9 +1,11 @@
-//! Closed-loop load: so many callers, each with one call at a time.
+//! Load: so many callers, each with one call at a time, as fast as they are answered or at a pace.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
 
 /// What a load measured.
 #[derive(Debug, Clone)]
@@ -16,6 +18,15 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
+    fn of(mut latencies_us: Vec<u64>, elapsed: Duration) -> Self {
+        latencies_us.sort_unstable();
+        Self {
+            calls: latencies_us.len() as u64,
+            elapsed,
+            latencies_us,
+        }
+    }
+
     /// Calls a second.
     pub(crate) fn per_second(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
@@ -67,11 +78,73 @@ where
         latencies_us.extend(task.await.expect("a caller"));
     }
     finish.await;
-    let elapsed = start.elapsed();
-    latencies_us.sort_unstable();
-    Measured {
-        calls: latencies_us.len() as u64,
-        elapsed,
-        latencies_us,
+    Measured::of(latencies_us, start.elapsed())
+}
+
+/// Runs callers at a pace, each with one call at a time, until `until` is over. A latency counts
+/// from when the call was due: a stall shows in every call that had to wait behind it.
+pub(crate) async fn paced<C, F, U>(callers: usize, per_second: f64, until: U, call: C) -> Measured
+where
+    C: Fn(usize, u64) -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+    U: Future<Output = ()>,
+{
+    let call = Arc::new(call);
+    let stop = Arc::new(AtomicBool::new(false));
+    let start = Instant::now();
+    let (pacers, tasks): (Vec<_>, Vec<_>) = (0..callers)
+        .map(|caller| {
+            let (due, dues) = mpsc::unbounded_channel();
+            (
+                due,
+                tokio::spawn(keep_pace(caller, dues, Arc::clone(&call))),
+            )
+        })
+        .unzip();
+    let stopping = Arc::clone(&stop);
+    let pacing = std::thread::spawn(move || pace(start, per_second, &pacers, &stopping));
+    until.await;
+    stop.store(true, Ordering::Relaxed);
+    let mut latencies_us = Vec::new();
+    for task in tasks {
+        latencies_us.extend(task.await.expect("a caller"));
     }
+    pacing.join().expect("a pace");
+    Measured::of(latencies_us, start.elapsed())
+}
+
+/// Tells one caller after the other that its next call is due. A thread of its own: the runtime's
+/// timers go by milliseconds, and would make bursts.
+fn pace(
+    start: Instant,
+    per_second: f64,
+    callers: &[mpsc::UnboundedSender<Instant>],
+    stop: &AtomicBool,
+) {
+    for number in 0_u32.. {
+        let due = start + Duration::from_secs_f64(f64::from(number) / per_second);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // A caller that is gone has failed, which is said where it is waited for.
+        let _ = callers[number as usize % callers.len()].send(due);
+    }
+}
+
+async fn keep_pace<C, F>(
+    caller: usize,
+    mut dues: mpsc::UnboundedReceiver<Instant>,
+    call: Arc<C>,
+) -> Vec<u64>
+where
+    C: Fn(usize, u64) -> F,
+    F: Future<Output = ()>,
+{
+    let mut latencies = Vec::new();
+    while let Some(due) = dues.recv().await {
+        call(caller, latencies.len() as u64).await;
+        latencies.push(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+    latencies
 }

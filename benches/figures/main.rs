@@ -11,9 +11,20 @@
 )]
 
 mod append;
+mod disk;
 mod floor;
+mod heartbeat;
+mod idle;
+mod latency;
 mod load;
+mod memory;
+mod prune;
 mod sessions;
+mod setup;
+mod signal;
+mod size;
+mod start;
+mod syncs;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,12 +46,23 @@ type Figure = (&'static str, fn(&Ask));
 
 const FIGURES: &[Figure] = &[
     ("append", append::run),
+    ("start", start::run),
+    ("lifecycle", start::lifecycle),
+    ("signal", signal::run),
+    ("latency", latency::run),
+    ("size", size::run),
+    ("prune", prune::run),
+    ("heartbeat", heartbeat::run),
+    ("memory", memory::run),
+    ("idle", idle::run),
+    ("disk", disk::run),
     ("sessions", sessions::run),
     ("subscribers", sessions::subscribers),
 ];
 
 fn main() {
     let mut names = Vec::new();
+    let mut child = None;
     let mut ask = Ask {
         seconds: Duration::from_secs(30),
         quick: false,
@@ -65,10 +87,15 @@ fn main() {
             }
             "--quick" => ask.quick = true,
             "--dir" => ask.dir = PathBuf::from(args.next().expect("--dir takes a directory")),
+            // How a figure starts this binary again.
+            "--child" => child = args.next(),
             name => names.push(name.to_owned()),
         }
     }
     std::fs::create_dir_all(&ask.dir).expect("a directory to measure in");
+    if let Some(case) = child {
+        return memory::child(&ask, &case);
+    }
     for name in &names {
         if !FIGURES.iter().any(|(known, _)| known == name) {
             let known: Vec<_> = FIGURES.iter().map(|(name, _)| *name).collect();

@@ -271,7 +271,10 @@ impl Committer {
             self.unsynced_since = None;
         }
         self.inner.step(Step::CommitSync)?;
+        // The moments themselves: what is late after a sync can be told from a late sync.
+        tracing::trace!(name: "group_written", commit);
         self.inner.sync_journal(commit)?;
+        tracing::trace!(name: "group_durable", commit);
         tally(&self.inner.tallies.syncs, u64::from(acknowledges));
         Ok(())
     }
