@@ -29,7 +29,7 @@ struct Post {
     /// How long it sleeps at the most: the injected clock of a test does not go as the thread does.
     look_every: Duration,
     /// Told when trust has ended, so that what follows need not wait for its next look.
-    keeper: Option<ActorRef<KeeperMsg>>,
+    keeper: ActorRef<KeeperMsg>,
     watched: Mutex<Watched>,
     changed: Condvar,
 }
@@ -48,7 +48,7 @@ impl Fence {
     pub(super) fn start(
         clock: Arc<dyn Clock>,
         look_every: Duration,
-        keeper: Option<ActorRef<KeeperMsg>>,
+        keeper: ActorRef<KeeperMsg>,
     ) -> std::io::Result<Self> {
         let post = Arc::new(Post {
             clock,
@@ -147,10 +147,8 @@ impl Post {
     fn fire(&self, lapsed: Option<Arc<OwnerHandle>>) {
         if let Some(owner) = lapsed {
             owner.lose();
-            if let Some(keeper) = &self.keeper {
-                // Without a keeper the runtime is going down, and nothing follows.
-                let _ = keeper.cast(KeeperMsg::CheckTrust);
-            }
+            // Without a keeper the runtime is going down, and nothing follows.
+            let _ = self.keeper.cast(KeeperMsg::CheckTrust);
         }
     }
 }

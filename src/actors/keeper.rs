@@ -33,10 +33,13 @@ pub(crate) struct SteadyClock {
     opened_at: Duration,
 }
 
+/// Time has to go on from the open, or no lease would ever be live.
+const OPENED_AT_MS_MAX: u64 = u64::MAX / 2;
+
 impl SteadyClock {
     pub(crate) fn new(inner: Arc<dyn Clock>) -> Self {
         Self {
-            opened_at_ms: inner.now_epoch_ms(),
+            opened_at_ms: inner.now_epoch_ms().min(OPENED_AT_MS_MAX),
             opened_at: inner.monotonic(),
             inner,
         }

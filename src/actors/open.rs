@@ -138,12 +138,13 @@ impl Runtime {
             .await
             .map_err(|error| spawn_failed(&error))?;
         let clock = Arc::clone(shared.store.clock());
-        let fence = Fence::start(clock, lease.renew_every() / 2, Some(keeper.clone())).map_err(
-            |error| Error::Overloaded {
-                what: format!("threads: {error}"),
-                limit: 0,
-            },
-        )?;
+        let fence =
+            Fence::start(clock, lease.renew_every() / 2, keeper.clone()).map_err(|error| {
+                Error::Overloaded {
+                    what: format!("threads: {error}"),
+                    limit: 0,
+                }
+            })?;
         shared.set_fence(fence);
         Ok(keeper.get_cell())
     }
