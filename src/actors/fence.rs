@@ -6,6 +6,7 @@
 //! the moment at which trust ends, looks whether a renewal has moved that moment, and fires what
 //! the incarnation has handed to it if none has.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -146,7 +147,11 @@ impl Post {
 
     fn fire(&self, lapsed: Option<Arc<OwnerHandle>>) {
         if let Some(owner) = lapsed {
-            owner.lose();
+            // What wakes up may be an engine's own. The keeper stops the rest then.
+            let fired = std::panic::catch_unwind(AssertUnwindSafe(|| owner.lose()));
+            if fired.is_err() {
+                tracing::error!("a waker panicked while its execution was stopped");
+            }
             // Without a keeper the runtime is going down, and nothing follows.
             let _ = self.keeper.cast(KeeperMsg::CheckTrust);
         }
