@@ -187,6 +187,164 @@ async fn l6_nothing_ends_and_nothing_runs_twice_because_a_wall_clock_jumps() {
     }
 }
 
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Fails at first, and is content the second time.
+fn fails_once() -> impl ProcessEngine {
+    engine("fails-once", |cx: ProcessContext, _| async move {
+        match cx.attempt() {
+            1 => Err(EngineFailure::new("not_yet", "next time").retryable()),
+            attempt => Ok(json!(attempt)),
+        }
+    })
+}
+
+/// To be tried again an hour after its failure, and ended three hours after its start.
+fn tried_again(id: &str) -> ProcessStartRequest {
+    rerunnable(id, "fails-once")
+        .with_retry(RetryPolicy::attempts(2).with_backoff(Backoff::fixed(HOUR)))
+        .with_timeout(Some(HOUR * 3))
+}
+
+async fn open_timed(place: &Place, runs: &Runs, clock: &Arc<Moved>) -> Supervisor {
+    place
+        .reopen(|builder| {
+            builder
+                .engine(runs.engine())
+                .engine(fails_once())
+                .lease(timings())
+                .sweep_every(Duration::from_millis(50))
+                .clock(Arc::clone(clock) as Arc<dyn Clock>)
+        })
+        .await
+}
+
+/// Starts one that runs, limited to an hour, and one that pauses for an hour.
+async fn start_timed(processes: &Processes, n: usize) {
+    let runs = with_end(rerunnable(&format!("runs-{n}"), "work")).with_timeout(Some(HOUR));
+    let pauses = tried_again(&format!("pauses-{n}"));
+    for request in [runs, pauses] {
+        processes.start(request, inline()).await.unwrap();
+    }
+    until(processes, &format!("runs-{n}"), |p| p.facets.waiting).await;
+    until(processes, &format!("pauses-{n}"), |p| p.facets.backing_off).await;
+}
+
+#[tokio::test]
+async fn l6_no_time_limit_passes_and_no_pause_ends_because_a_wall_clock_jumps() {
+    const DAY: i64 = 86_400_000;
+    let ttl = i64::try_from(TTL.as_millis()).unwrap();
+    for place in Place::both() {
+        let (runs, clock) = (Runs::default(), Arc::new(Moved::default()));
+        let supervisor = open_timed(&place, &runs, &clock).await;
+        let processes = supervisor.processes();
+        // Some of each are started under every reading that the clock has.
+        start_timed(&processes, 0).await;
+        let mut started = 1;
+        for jump in [1_000, -1_000, ttl, -ttl, DAY, -2 * DAY, DAY] {
+            clock.wall(jump);
+            start_timed(&processes, started).await;
+            started += 1;
+            supervisor.recover().await.unwrap();
+        }
+        for shows in [0, u64::MAX] {
+            clock.show(Some(shows));
+            start_timed(&processes, started).await;
+            started += 1;
+            supervisor.recover().await.unwrap();
+        }
+        clock.wall(DAY);
+        clock.show(None);
+        // What ran loses its owner, and would be ended now if its limit had passed.
+        clock.stall(TTL * 3);
+        for n in 0..started {
+            let again = |p: &ObservedProcess| p.attempt == 2 && p.facets.waiting;
+            until(&processes, &format!("runs-{n}"), again).await;
+        }
+        supervisor.recover().await.unwrap();
+        for n in 0..started {
+            let pauses = processes.get(&format!("pauses-{n}")).await;
+            let pauses = pauses.unwrap().unwrap();
+            assert_eq!(pauses.attempt, 1, "{n}: not before its time");
+            assert!(pauses.facets.backing_off, "{n}");
+        }
+        // The hour does pass.
+        clock.stall(HOUR);
+        for n in 0..started {
+            let ended = output(&processes, &format!("runs-{n}")).await;
+            assert!(
+                matches!(
+                    ended,
+                    ProcessAwaitOutput::Failure {
+                        class: FailureClass::Timeout,
+                        ..
+                    }
+                ),
+                "{n}: {ended:?}"
+            );
+            let ended = output(&processes, &format!("pauses-{n}")).await;
+            assert_eq!(ended, ProcessAwaitOutput::success(2), "{n}");
+        }
+        close_clean(&supervisor).await;
+    }
+}
+
+#[tokio::test]
+async fn across_opens_a_start_that_lies_in_the_future_counts_from_the_open() {
+    for place in Place::both() {
+        let (runs, clock) = (Runs::default(), Arc::new(Moved::default()));
+        clock.show(Some(u64::MAX));
+        let supervisor = open_timed(&place, &runs, &clock).await;
+        let processes = supervisor.processes();
+        let request = with_end(rerunnable("p", "work")).with_timeout(Some(HOUR));
+        processes.start(request, inline()).await.unwrap();
+        until(&processes, "p", |p| p.facets.waiting).await;
+        drop((supervisor, processes));
+        clock.show(None);
+        let supervisor = open_timed(&place, &runs, &clock).await;
+        let processes = supervisor.processes();
+        until(&processes, "p", |p| p.attempt == 2 && p.facets.waiting).await;
+        clock.stall(HOUR);
+        let ended = output(&processes, "p").await;
+        assert!(
+            matches!(ended, ProcessAwaitOutput::Failure { .. }),
+            "{ended:?}"
+        );
+        close_clean(&supervisor).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewing_costs_one_commit_per_interval_however_many_processes_are_owned() {
+    const OWNED: usize = 200;
+    let supervisor = Supervisor::in_memory()
+        .engine(polite())
+        .lease(LeaseTimings::default())
+        .open()
+        .await
+        .unwrap();
+    let processes = supervisor.processes();
+    for n in 0..OWNED {
+        let request = rerunnable(&format!("p{n}"), "polite");
+        processes.start(request, inline()).await.unwrap();
+    }
+    for n in 0..OWNED {
+        let live = |p: &ObservedProcess| p.lease.as_ref().is_some_and(|lease| lease.live);
+        until(&processes, &format!("p{n}"), live).await;
+    }
+    let before = supervisor.stats().commits;
+    // The timers' time, which passes when nothing else is to be done.
+    let intervals = 60;
+    tokio::time::sleep(LeaseTimings::default().renew_every() * intervals).await;
+    let renewals = supervisor.stats().commits - before;
+    let intervals = u64::from(intervals);
+    assert!(
+        (intervals - 1..=intervals + 1).contains(&renewals),
+        "{renewals} commits in {intervals} intervals"
+    );
+    close_clean(&supervisor).await;
+}
+
 #[tokio::test]
 async fn l7_an_owner_that_stalled_fences_itself_and_goes_on_as_another() {
     for place in Place::both() {

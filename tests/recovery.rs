@@ -384,6 +384,39 @@ async fn a_store_opened_to_look_claims_runs_and_sweeps_nothing() {
 }
 
 #[tokio::test]
+async fn a_store_opened_to_look_claims_nothing_for_a_cancel_either() {
+    for place in Place::both() {
+        let runs = Runs::default();
+        let with = |b: SupervisorBuilder| b.engine(runs.until("work", 2));
+        let supervisor = place.reopen(with).await;
+        let processes = supervisor.processes();
+        processes
+            .start(rerunnable("p", "work"), inline())
+            .await
+            .unwrap();
+        until(&processes, "p", |p| p.facets.started).await;
+        crash(supervisor, processes);
+
+        let looking = place.reopen(|b| with(b).recover(false)).await;
+        let processes = looking.processes();
+        let before = processes.get("p").await.unwrap().unwrap();
+        let summary = processes.cancel("p", inline()).await.unwrap();
+        assert_eq!(summary.status, ProcessStatus::Running);
+        let after = processes.get("p").await.unwrap().unwrap();
+        assert!(after.facets.cancel_requested);
+        assert_eq!(after.lease, before.lease, "it is still named");
+        close_clean(&looking).await;
+
+        let supervisor = place.reopen(with).await;
+        let processes = supervisor.processes();
+        let cancelled = output(&processes, "p").await.state();
+        assert_eq!(cancelled, TerminalState::Cancelled);
+        assert_eq!(runs.of("p"), [1]);
+        close_clean(&supervisor).await;
+    }
+}
+
+#[tokio::test]
 async fn a_kind_that_nobody_registered_stays_queued_and_says_so() {
     for place in Place::both() {
         let runs = Runs::default();

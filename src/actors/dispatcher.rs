@@ -21,7 +21,7 @@ pub(crate) struct QueueEntry {
     pub(crate) row: Row,
     pub(crate) kind: Arc<str>,
     pub(crate) priority: i32,
-    /// Wall-clock time before which it is not started.
+    /// Time before which it is not started, by the steady clock.
     pub(crate) not_before_ms: u64,
 }
 
@@ -176,10 +176,17 @@ impl Actor for Dispatcher {
 
 impl DispatcherState {
     fn enqueue(&mut self, myself: &ActorRef<DispatchMsg>, entry: QueueEntry) {
-        if self.stopped || !self.known.insert(entry.row) {
+        if self.stopped {
             return;
         }
-        let now_ms = self.shared.now_ms();
+        let now_ms = self.shared.steady_ms();
+        if !self.known.insert(entry.row) {
+            // A timer stands still where the machine does: its pause may be over.
+            if self.pausing.first().is_some_and(|(at, _)| *at <= now_ms) {
+                self.wake(myself);
+            }
+            return;
+        }
         if entry.not_before_ms > now_ms {
             let earliest = self.pausing.first().map(|(at, _)| *at);
             self.pausing.insert((entry.not_before_ms, entry.row));
@@ -205,7 +212,7 @@ impl DispatcherState {
     }
 
     fn wake(&mut self, myself: &ActorRef<DispatchMsg>) {
-        let now_ms = self.shared.now_ms();
+        let now_ms = self.shared.steady_ms();
         while let Some((at, row)) = self.pausing.first().copied() {
             if at > now_ms {
                 self.wake_in(myself, at - now_ms);
@@ -223,7 +230,8 @@ impl DispatcherState {
             timer.abort();
         }
         let myself = myself.clone();
-        // A wall clock that jumps must not put a pause off for good: look again every minute.
+        // A pause of an earlier open may be far off: looked at again every minute, as a clock that
+        // was injected need not go as the timer does.
         let wait = Duration::from_millis(wait_ms.clamp(1, 60_000));
         let timer = tokio::spawn(async move {
             tokio::time::sleep(wait).await;

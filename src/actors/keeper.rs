@@ -1,20 +1,22 @@
 //! The keeper: this runtime's incarnation as an owner, and its heartbeat.
 //!
-//! One durable write per interval renews every lease, however many there are. The keeper trusts a
-//! heartbeat only for a part of the time to live, by the monotonic clock, from before the write
-//! was sent: past that it stops every execution by itself (L7), begins a new incarnation, and,
-//! once the old one's tasks have ended, says durably that the old one is gone.
+//! One durable write per interval renews every lease, however many there are. A heartbeat is
+//! trusted only for a part of the time to live, by the monotonic clock, from before the write was
+//! sent: at that moment the fence stops every execution (L7). The keeper then begins a new
+//! incarnation, and, once the old one's tasks have ended, says durably that the old one is gone.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::{info, warn};
 
+use super::process::Brake;
 use super::runtime::Shared;
 use crate::model::lease::OwnerRecord;
-use crate::model::{OwnerNumber, ProcessOwner, Result};
+use crate::model::{FencingToken, OwnerNumber, ProcessOwner, Result};
 use crate::store::clock::Clock;
 use crate::store::process_store::ProcessStore;
 use crate::store::write_set::{Change, CommitResult, Condition, WriteSet};
@@ -31,10 +33,13 @@ pub(crate) struct SteadyClock {
     opened_at: Duration,
 }
 
+/// Time has to go on from the open, or no lease would ever be live.
+const OPENED_AT_MS_MAX: u64 = u64::MAX / 2;
+
 impl SteadyClock {
     pub(crate) fn new(inner: Arc<dyn Clock>) -> Self {
         Self {
-            opened_at_ms: inner.now_epoch_ms(),
+            opened_at_ms: inner.now_epoch_ms().min(OPENED_AT_MS_MAX),
             opened_at: inner.monotonic(),
             inner,
         }
@@ -60,50 +65,84 @@ pub(crate) struct OwnerHandle {
     /// Until when the last heartbeat is trusted, in milliseconds of the monotonic clock.
     trusted_until_ms: AtomicU64,
     lost: AtomicBool,
-    /// Tasks of its executions that have not ended.
-    tasks: AtomicUsize,
+    /// Its executions whose task has not ended, by their token, and how each is stopped: not known
+    /// yet while it is being launched.
+    tasks: Mutex<HashMap<FencingToken, Option<Brake>>>,
 }
 
 impl OwnerHandle {
-    fn new(number: OwnerNumber, owner: ProcessOwner) -> Self {
+    pub(super) fn new(number: OwnerNumber, owner: ProcessOwner) -> Self {
         Self {
             number,
             owner,
             trusted_until_ms: AtomicU64::new(0),
             lost: AtomicBool::new(false),
-            tasks: AtomicUsize::new(0),
+            tasks: Mutex::default(),
         }
     }
 
     /// Whether it may still begin and go on, judged by the monotonic clock.
     pub(crate) fn is_trusted(&self, monotonic: Duration) -> bool {
-        !self.lost.load(Ordering::SeqCst)
-            && millis(monotonic) < self.trusted_until_ms.load(Ordering::Acquire)
+        !self.trust_left(monotonic).is_zero()
     }
 
-    fn trust(&self, sent_at: Duration, for_how_long: Duration) {
+    /// For how long it may still go on, unless a renewal is acknowledged.
+    pub(super) fn trust_left(&self, monotonic: Duration) -> Duration {
+        if self.lost.load(Ordering::SeqCst) {
+            return Duration::ZERO;
+        }
+        let until = self.trusted_until_ms.load(Ordering::Acquire);
+        Duration::from_millis(until.saturating_sub(millis(monotonic)))
+    }
+
+    pub(super) fn trust(&self, sent_at: Duration, for_how_long: Duration) {
         self.trusted_until_ms
             .fetch_max(millis(sent_at + for_how_long), Ordering::AcqRel);
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, HashMap<FencingToken, Option<Brake>>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a task of an execution. Whoever begins one counts it before it looks whether the
     /// incarnation is lost; the keeper looks at the count after it has said so. One of the two sees
     /// the other: nothing begins in the name of an incarnation that was declared gone.
-    pub(crate) fn task_began(&self) {
-        self.tasks.fetch_add(1, Ordering::SeqCst);
+    pub(crate) fn task_began(&self, token: FencingToken) {
+        self.tasks().insert(token, None);
+    }
+
+    /// Hands over how a task that was counted is stopped, which is done at once if it is too late.
+    pub(crate) fn task_stops_by(&self, token: FencingToken, brake: &Brake) {
+        if let Some(task) = self.tasks().get_mut(&token) {
+            *task = Some(brake.clone());
+        }
+        // Either this sees that it is lost, or whoever said so sees the brake.
+        if self.lost.load(Ordering::SeqCst) {
+            brake.lose();
+        }
     }
 
     /// The counterpart of [`OwnerHandle::task_began`].
-    pub(crate) fn task_ended(&self) {
-        self.tasks.fetch_sub(1, Ordering::SeqCst);
+    pub(crate) fn task_ended(&self, token: FencingToken) {
+        self.tasks().remove(&token);
     }
 
-    fn has_tasks(&self) -> bool {
-        self.tasks.load(Ordering::SeqCst) > 0
+    pub(super) fn has_tasks(&self) -> bool {
+        !self.tasks().is_empty()
+    }
+
+    /// Ends the trust in it for good, and stops everything that it executes. Can be called from
+    /// any thread, and again.
+    pub(super) fn lose(&self) {
+        self.lost.store(true, Ordering::SeqCst);
+        let brakes: Vec<Brake> = self.tasks().values().flatten().cloned().collect();
+        for brake in brakes {
+            brake.lose();
+        }
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -164,8 +203,6 @@ pub(crate) enum KeeperMsg {
     },
     /// The trust in the last heartbeat may be over.
     CheckTrust,
-    /// That an incarnation is gone could not be said.
-    NotRetired(Arc<OwnerHandle>),
     /// A new incarnation has begun, or could not.
     Began(Result<Arc<OwnerHandle>>),
 }
@@ -178,8 +215,6 @@ pub(crate) struct KeeperState {
     renewing: bool,
     /// A new incarnation is on its way.
     beginning: bool,
-    /// Incarnations whose tasks have not all ended.
-    retiring: Vec<Arc<OwnerHandle>>,
 }
 
 impl Actor for Keeper {
@@ -193,14 +228,13 @@ impl Actor for Keeper {
         shared: Arc<Shared>,
     ) -> Result<KeeperState, ActorProcessingErr> {
         let every = shared.config.lease.renew_every();
-        // Half an interval: trust is looked at often enough to end within its margin.
+        // The fence says when trust has ended; this finds what could not be done about it then.
         myself.send_interval(every / 2, || KeeperMsg::CheckTrust);
         myself.send_interval(every, || KeeperMsg::Renew);
         Ok(KeeperState {
             shared,
             renewing: false,
             beginning: false,
-            retiring: Vec::new(),
         })
     }
 
@@ -219,9 +253,8 @@ impl Actor for Keeper {
             } => state.renewed(&myself, number, sent_at, result),
             KeeperMsg::CheckTrust => {
                 state.check_trust(&myself);
-                state.retire(&myself);
+                state.retire();
             }
-            KeeperMsg::NotRetired(handle) => state.retiring.push(handle),
             KeeperMsg::Began(began) => {
                 state.beginning = false;
                 match began {
@@ -298,14 +331,9 @@ impl KeeperState {
 
     /// Stops everything that this incarnation executes, and begins another.
     fn lapse(&mut self, myself: &ActorRef<KeeperMsg>, handle: &Arc<OwnerHandle>) {
-        if handle.lost.swap(true, Ordering::SeqCst) {
-            return;
-        }
         warn!(owner = %handle.owner.owner_id, incarnation = %handle.owner.incarnation_id,
             "lease lapsed: stopping its executions");
-        self.shared.clear_owner();
-        self.shared.lease_lost(handle.number);
-        self.retiring.push(Arc::clone(handle));
+        self.shared.lose_owner(handle);
         self.begin(myself);
     }
 
@@ -330,29 +358,16 @@ impl KeeperState {
 
     /// Says of incarnations whose last task has ended that they are gone: that is the proof by
     /// which their processes are recovered.
-    fn retire(&mut self, myself: &ActorRef<KeeperMsg>) {
-        let (ended, going): (Vec<_>, Vec<_>) = self
-            .retiring
-            .drain(..)
-            .partition(|handle| !handle.has_tasks());
-        self.retiring = going;
-        for handle in ended {
+    fn retire(&self) {
+        for handle in self.shared.take_gone() {
             let shared = Arc::clone(&self.shared);
-            let myself = myself.clone();
             tokio::spawn(async move {
-                let set = WriteSet::new(
-                    Vec::new(),
-                    vec![Change::PutOwner {
-                        number: handle.number,
-                        record: record(&handle, 0, true),
-                    }],
-                );
-                match shared.store.commit_wait(set).await {
+                match shared.store.commit_wait(retired(&handle)).await {
                     Ok(_) => shared.sweep_soon(),
                     Err(error) => {
                         warn!(?error, "a lost incarnation could not be retired");
                         // Tried again at the next look: without it nothing of its is recovered.
-                        let _ = myself.cast(KeeperMsg::NotRetired(handle));
+                        shared.retire_later(handle);
                     }
                 }
             });
@@ -360,23 +375,26 @@ impl KeeperState {
     }
 }
 
-/// Gives an owner up at a graceful shutdown: nothing of it runs any more.
-pub(super) async fn retire_at_shutdown(store: &ProcessStore, handle: &OwnerHandle) -> Result<()> {
-    handle.lost.store(true, Ordering::SeqCst);
-    if handle.has_tasks() {
-        // Code that never yields still runs: saying that it is gone would be no proof.
-        return Ok(());
-    }
-    let set = WriteSet::new(
+/// Says of an incarnation that it is gone.
+fn retired(handle: &OwnerHandle) -> WriteSet {
+    WriteSet::new(
         Vec::new(),
         vec![Change::PutOwner {
             number: handle.number,
             record: record(handle, 0, true),
         }],
-    );
-    store
-        .commit_wait(set)
-        .await
-        .map(drop)
-        .map_err(|error| super::errors::commit_error("(owner)", error))
+    )
+}
+
+/// Gives up every incarnation that is left at a graceful shutdown: nothing of theirs runs any more.
+/// Where code that never yields still does, saying that they are gone would be no proof.
+pub(super) async fn retire_at_shutdown(shared: &Shared) {
+    if let Some(owner) = shared.owner() {
+        shared.lose_owner(&owner);
+    }
+    for handle in shared.take_gone() {
+        if let Err(error) = shared.store.commit_wait(retired(&handle)).await {
+            warn!(incarnation = %handle.owner.incarnation_id, ?error, "owner was not retired");
+        }
+    }
 }

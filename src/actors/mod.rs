@@ -7,10 +7,13 @@
 mod changes;
 pub(crate) mod config;
 mod dispatcher;
+mod elapsed;
 mod errors;
+mod fence;
 pub(crate) mod hub;
 pub(crate) mod keeper;
 mod open;
+mod owning;
 pub(crate) mod process;
 mod prune;
 pub(crate) mod reads;

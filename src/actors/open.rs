@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::config::RuntimeConfig;
 use super::dispatcher::{DispatchMsg, Dispatcher};
+use super::fence::Fence;
 use super::keeper::{self, Keeper};
 use super::process::{ProcessMsg, ShutdownOutcome};
 use super::reaper::Reaper;
@@ -29,7 +30,8 @@ use crate::store::process_store::ProcessStore;
 pub struct ShutdownReport {
     /// Ended by itself within the grace period.
     pub finished: Vec<String>,
-    /// Stopped without an outcome, lease given back: the next open runs it again.
+    /// Without an outcome, lease given back: the next open runs it again. It was stopped, or its
+    /// attempt failed and another is to follow.
     pub released: Vec<String>,
     /// Stopped and ended as abandoned: it may not be run again.
     pub abandoned: Vec<String>,
@@ -106,27 +108,45 @@ impl Runtime {
         let (reaper, _) = Reaper::spawn_linked(None, Reaper, args(), root.clone())
             .await
             .map_err(failed)?;
-        if recover {
-            let lease = shared.config.lease;
-            let owner = keeper::begin_incarnation(
-                &shared.store,
-                &*shared.lease_clock,
-                &shared.config.owner_id,
-                lease,
-            )
-            .await?;
-            shared.set_owner(owner);
-            Keeper::spawn_linked(None, Keeper, args(), root.clone())
-                .await
-                .map_err(failed)?;
-        }
+        let keeper = if recover {
+            Some(Self::start_owner(shared, root.clone()).await?)
+        } else {
+            None
+        };
         shared.set_actors(Actors {
             root,
+            keeper,
             registry,
             dispatcher,
             reaper,
         });
         Ok(())
+    }
+
+    /// Begins an incarnation, and starts whoever renews and watches it.
+    async fn start_owner(shared: &Arc<Shared>, root: ActorCell) -> Result<ActorCell> {
+        let lease = shared.config.lease;
+        let owner = keeper::begin_incarnation(
+            &shared.store,
+            &*shared.lease_clock,
+            &shared.config.owner_id,
+            lease,
+        )
+        .await?;
+        shared.set_owner(owner);
+        let (keeper, _) = Keeper::spawn_linked(None, Keeper, Arc::clone(shared), root)
+            .await
+            .map_err(|error| spawn_failed(&error))?;
+        let clock = Arc::clone(shared.store.clock());
+        let fence =
+            Fence::start(clock, lease.renew_every() / 2, keeper.clone()).map_err(|error| {
+                Error::Overloaded {
+                    what: format!("threads: {error}"),
+                    limit: 0,
+                }
+            })?;
+        shared.set_fence(fence);
+        Ok(keeper.get_cell())
     }
 
     /// Stops admitting, gives started work its grace period, and lets go of the store. When it
@@ -150,11 +170,8 @@ impl Runtime {
             .get_cell()
             .stop_children_and_wait(None, Some(ABORT_MAX))
             .await;
-        if let Some(owner) = self.shared.owner()
-            && let Err(error) = keeper::retire_at_shutdown(&self.shared.store, &owner).await
-        {
-            warn!(%error, "owner was not retired");
-        }
+        keeper::retire_at_shutdown(&self.shared).await;
+        self.shared.end_fence();
         self.root.stop(None);
         let store = self.shared.store.clone();
         let stopped = tokio::task::spawn_blocking(move || store.close()).await;
@@ -251,6 +268,7 @@ impl Drop for Runtime {
             }
             // Whoever still waits finds the store closed.
             shared.abandon_waits();
+            shared.end_fence();
         });
     }
 }

@@ -32,20 +32,27 @@ impl Actor for Root {
     ) -> Result<(), ActorProcessingErr> {
         match event {
             SupervisionEvent::ActorFailed(cell, reason) => {
-                match shared.forget_failed(&cell) {
-                    Some((id, incarnation)) => {
-                        error!(process = %id, %reason, "process actor failed: its process is recovered");
-                        // Whatever it had in flight may have been committed: listeners look.
-                        shared.hub.nudge(incarnation);
-                        shared.sweep_soon();
+                if shared.is_long_lived(&cell) {
+                    // Without one of the long-lived actors leases are not watched, or nothing is
+                    // dispatched or recovered: better nothing than half of it.
+                    error!(actor = %cell.get_id(), %reason,
+                        "runtime stops: a part of it failed; shut it down and open it again");
+                    shared.fail_stop();
+                } else {
+                    // Whatever it had in flight may have been committed: listeners look.
+                    match shared.forget_failed(&cell) {
+                        Some((id, incarnation)) => {
+                            error!(process = %id, %reason,
+                                "process actor failed: its process is recovered");
+                            shared.hub.nudge(incarnation);
+                        }
+                        None => {
+                            error!(actor = %cell.get_id(), %reason,
+                                "process actor failed that had left: its process is recovered");
+                            shared.hub.nudge_all();
+                        }
                     }
-                    None => {
-                        // Without one of the long-lived actors leases are not watched, or nothing
-                        // is dispatched or recovered: better nothing than half of it.
-                        error!(actor = %cell.get_id(), %reason,
-                            "runtime stops: a part of it failed; shut it down and open it again");
-                        shared.fail_stop();
-                    }
+                    shared.sweep_soon();
                 }
             }
             SupervisionEvent::ActorTerminated(cell, _, reason) => {

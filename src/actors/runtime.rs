@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -11,8 +11,9 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::config::{COMMAND_KIB_MAX, RETRIES_MAX, RuntimeConfig};
 use super::dispatcher::{DispatchMsg, QueueEntry, Turn};
+use super::elapsed::Elapsed;
 use super::hub::Hub;
-use super::keeper::OwnerHandle;
+use super::owning::Owning;
 use super::process::{Activation, Answer, CommandCall, HostCommand, ProcessActor, ProcessMsg};
 use super::reaper::ReaperMsg;
 use super::registry::RegistryMsg;
@@ -30,6 +31,8 @@ use crate::store::read::IdEntry;
 #[derive(Debug)]
 pub(crate) struct Actors {
     pub(crate) root: ActorCell,
+    /// None without recovery.
+    pub(crate) keeper: Option<ActorCell>,
     pub(crate) registry: ActorRef<RegistryMsg>,
     pub(crate) dispatcher: ActorRef<DispatchMsg>,
     pub(crate) reaper: ActorRef<ReaperMsg>,
@@ -92,12 +95,13 @@ pub(crate) struct Shared {
     pub(crate) lease_clock: Arc<dyn Clock>,
     pub(crate) hub: Arc<Hub>,
     engines: HashMap<String, EngineEntry>,
-    owner: RwLock<Option<Arc<OwnerHandle>>>,
+    pub(super) owning: Owning,
     active: DashMap<Arc<str>, Arc<ActorSlot>>,
     /// Incarnations whose engine task has not ended.
     tasks: DashMap<Incarnation, ()>,
     /// Incarnations whose lease is being claimed or is in use here, and how often.
     claims: DashMap<Incarnation, usize>,
+    pub(super) elapsed: Elapsed,
     actors: OnceLock<Actors>,
     commands: Arc<Semaphore>,
     command_kib: Arc<Semaphore>,
@@ -129,10 +133,11 @@ impl Shared {
             lease_clock,
             hub: Arc::new(Hub::default()),
             engines,
-            owner: RwLock::new(None),
+            owning: Owning::default(),
             active: DashMap::new(),
             tasks: DashMap::new(),
             claims: DashMap::new(),
+            elapsed: Elapsed::default(),
             actors: OnceLock::new(),
             shutting_down: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -170,35 +175,6 @@ impl Shared {
     /// Stops admission; `false` if that was done before.
     pub(super) fn begin_shutdown(&self) -> bool {
         !self.shutting_down.swap(true, Ordering::AcqRel)
-    }
-
-    /// The current incarnation of this runtime as an owner; none without recovery, and between a
-    /// lapse and the next one.
-    pub(crate) fn owner(&self) -> Option<Arc<OwnerHandle>> {
-        self.owner
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// The same, while its heartbeat is trusted.
-    pub(crate) fn trusted_owner(&self) -> Option<Arc<OwnerHandle>> {
-        self.owner()
-            .filter(|owner| owner.is_trusted(self.monotonic()))
-    }
-
-    pub(super) fn set_owner(&self, owner: Arc<OwnerHandle>) {
-        *self.owner.write().unwrap_or_else(PoisonError::into_inner) = Some(owner);
-        self.sweep_soon();
-    }
-
-    pub(super) fn clear_owner(&self) {
-        *self.owner.write().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// Tells every execution of an owner that its lease is lost.
-    pub(super) fn lease_lost(&self, owner: OwnerNumber) {
-        self.tell_all(|| ProcessMsg::LeaseLost { owner });
     }
 
     pub(super) fn tell_all(&self, message: impl Fn() -> ProcessMsg) {
@@ -436,7 +412,24 @@ impl Shared {
         }
     }
 
-    /// Takes an actor that failed off the map; its process, if it was one.
+    /// Whether an actor is one of those without which there is no going on. Not so that of a process,
+    /// on the map or, once something else has its place there, off it.
+    pub(super) fn is_long_lived(&self, cell: &ActorCell) -> bool {
+        let Some(actors) = self.actors.get() else {
+            // Processes get actors only after these.
+            return true;
+        };
+        let id = cell.get_id();
+        [
+            actors.registry.get_id(),
+            actors.dispatcher.get_id(),
+            actors.reaper.get_id(),
+        ]
+        .contains(&id)
+            || actors.keeper.as_ref().is_some_and(|it| it.get_id() == id)
+    }
+
+    /// Takes the actor of a process that failed off the map; its process, if it was still there.
     pub(super) fn forget_failed(&self, cell: &ActorCell) -> Option<(Arc<str>, Incarnation)> {
         let found = self.active.iter().find_map(|slot| {
             let (actor, incarnation) = slot.cell.get()?;
@@ -491,8 +484,7 @@ impl Shared {
     pub(super) fn fail_stop(&self) {
         self.begin_shutdown();
         if let Some(owner) = self.owner() {
-            self.clear_owner();
-            self.lease_lost(owner.number);
+            self.lose_owner(&owner);
         }
         self.end_admission();
         self.abandon_waits();

@@ -148,7 +148,7 @@ pub struct ObservedProcess {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal_at_ms: Option<u64>,
-    /// Until when it pauses before its next attempt.
+    /// Until when it pauses before its next attempt; see [`RetryPause`](super::RetryPause).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at_ms: Option<u64>,
     /// Who holds it.

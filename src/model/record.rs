@@ -194,7 +194,8 @@ pub struct FirstStart {
 /// The pause before a retry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetryPause {
-    /// Not before, milliseconds since the epoch.
+    /// Not before, milliseconds since the epoch: by the wall clock as it goes on, without jumps, from
+    /// the open in which this was written.
     pub retry_at_ms: u64,
     /// The failure that led to it.
     pub error: ProcessError,

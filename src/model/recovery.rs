@@ -21,7 +21,8 @@ pub(crate) struct RecoveryFacts {
     pub(crate) lease: LeaseStanding,
     /// Whether an engine is registered for its kind.
     pub(crate) engine_registered: bool,
-    pub(crate) now_ms: u64,
+    /// For how long it has been started, where it has a time limit: not by a clock that jumps.
+    pub(crate) started_for_ms: u64,
 }
 
 /// What is to be done.
@@ -64,12 +65,16 @@ pub enum LeaveReason {
     UnregisteredEngine,
 }
 
-/// When the time limit of a started process passes.
-pub(crate) fn deadline_ms(registration: &Registration, state: &ProcessState) -> Option<u64> {
+/// What is left of the time limit of a process that has been started for so long.
+pub(crate) fn time_left_ms(
+    registration: &Registration,
+    state: &ProcessState,
+    started_for_ms: u64,
+) -> Option<u64> {
     let timeout = registration.timeout?;
-    let started = state.first_started.as_ref()?;
+    state.first_started.as_ref()?;
     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-    Some(started.at_ms.saturating_add(timeout_ms))
+    Some(timeout_ms.saturating_sub(started_for_ms))
 }
 
 /// Decides the recovery of one process.
@@ -153,7 +158,7 @@ fn recover_rerunnable(
     if !facts.engine_registered {
         return RecoveryAction::Leave(LeaveReason::UnregisteredEngine);
     }
-    if deadline_ms(registration, state).is_some_and(|deadline| deadline <= facts.now_ms) {
+    if time_left_ms(registration, state, facts.started_for_ms) == Some(0) {
         return RecoveryAction::TimeOut;
     }
     match (lost, &state.retry_pause) {

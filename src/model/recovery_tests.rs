@@ -7,7 +7,7 @@ use super::lease::OwnerStanding;
 use super::output::{AbandonProof, AbandonWriter, ProcessAwaitOutput};
 use super::record::{ProcessState, Registration};
 use super::recovery::{
-    LeaseStanding, LeaveReason, RecoveryAction, RecoveryFacts, deadline_ms, recover,
+    LeaseStanding, LeaveReason, RecoveryAction, RecoveryFacts, recover, time_left_ms,
 };
 use super::request::RecoveryDisposition::{self, ExternallyOwned, OwnerBound, Rerunnable};
 use super::testing::{State, abandoned, cancelled, failure, registration};
@@ -73,7 +73,7 @@ fn ask(
     let facts = RecoveryFacts {
         lease,
         engine_registered,
-        now_ms: 5_000,
+        started_for_ms: 3_000,
     };
     recover(registration, state, facts)
 }
@@ -317,11 +317,11 @@ fn an_owner_is_lost_so_often_and_no_more() {
 #[test]
 fn a_time_limit_counts_from_the_first_start() {
     let mut registration = registration(Rerunnable);
-    // Started at 2,000, asked at 5,000.
+    // Asked when it has been started for 3,000 ms.
     for (timeout_ms, passed) in [(2_999, true), (3_000, true), (3_001, false)] {
         registration.timeout = Some(Duration::from_millis(timeout_ms));
-        let ends_at = 2_000 + timeout_ms;
-        assert_eq!(deadline_ms(&registration, &started().0), Some(ends_at));
+        let left = time_left_ms(&registration, &started().0, 1_000);
+        assert_eq!(left, Some(timeout_ms - 1_000));
         let mut wanted = [AFTER_SHUTDOWN, LEASED, AFTER_LOSS, AFTER_LOSS];
         if passed {
             wanted = [RecoveryAction::TimeOut; 4];
@@ -348,11 +348,12 @@ fn a_time_limit_counts_from_the_first_start() {
     }
     // What only waits in the queue has all its time before it.
     registration.timeout = Some(Duration::from_millis(1));
-    assert_eq!(deadline_ms(&registration, &new().0), None);
+    assert_eq!(time_left_ms(&registration, &new().0, 0), None);
     assert_eq!(ask(&registration, &new().0, FREE, true), FIRST);
     // A limit past the end of time never passes.
     registration.timeout = Some(Duration::MAX);
-    assert_eq!(deadline_ms(&registration, &started().0), Some(u64::MAX));
+    let left = time_left_ms(&registration, &started().0, 0);
+    assert_eq!(left, Some(u64::MAX));
     // Time is no proof: an owner-bound process whose limit has passed is left to its owner.
     let mut bound = registration.clone();
     bound.disposition = OwnerBound;

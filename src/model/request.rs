@@ -419,7 +419,9 @@ impl ProcessStartRequest {
         self
     }
 
-    /// With a time limit, counted from the first start.
+    /// With a time limit, counted from the first start: by the monotonic clock while the store stays
+    /// open, so that a wall clock that jumps ends nothing; across opens by the wall clock, which is all
+    /// there is. A start that seems to lie in the future counts from the open.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.timeout = timeout;

@@ -83,7 +83,6 @@ impl ProcessStore {
         Ok(View::new(
             self.kv.view()?,
             self.exclusive_epoch(),
-            self.clock.now_epoch_ms(),
             self.lease_clock.now_epoch_ms(),
         ))
     }

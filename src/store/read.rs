@@ -174,8 +174,7 @@ impl Index {
 pub(crate) struct View {
     kv: Box<dyn KvView>,
     exclusive_epoch: Option<StoreEpoch>,
-    now_ms: u64,
-    /// The same by the clock that leases are judged by.
+    /// When it was taken, by the clock that leases are judged by.
     lease_now_ms: u64,
 }
 
@@ -183,13 +182,11 @@ impl View {
     pub(crate) fn new(
         kv: Box<dyn KvView>,
         exclusive_epoch: Option<StoreEpoch>,
-        now_ms: u64,
         lease_now_ms: u64,
     ) -> Self {
         Self {
             kv,
             exclusive_epoch,
-            now_ms,
             lease_now_ms,
         }
     }
@@ -197,11 +194,6 @@ impl View {
     /// The commit it sees last.
     pub(crate) fn commit(&self) -> u64 {
         self.kv.commit()
-    }
-
-    /// The wall-clock time at which it was taken.
-    pub(crate) const fn now_ms(&self) -> u64 {
-        self.now_ms
     }
 
     pub(crate) fn raw(&self) -> &dyn KvView {

@@ -16,7 +16,7 @@ use crate::actors::runtime::Claimed;
 use crate::engines::CancelReason;
 use crate::model::decide::Command;
 use crate::model::lease::OwnerStanding;
-use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, deadline_ms, recover};
+use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover, time_left_ms};
 use crate::model::{
     Error, FencingToken, ProcessEvent, ProcessInput, ProcessRecord, RecoveryDisposition, Result,
 };
@@ -76,6 +76,7 @@ impl Process {
             Ok(Some((reason, takes_over))) => match self.shared.store.next_token() {
                 Ok(token) => {
                     self.beginning = true;
+                    self.shared.first_start(&self.registration, &self.state);
                     self.pending_history = Some(history);
                     self.decide(Work {
                         command: Command::Begin {
@@ -120,17 +121,16 @@ impl Process {
             Some(_) => LeaseStanding::Held(OwnerStanding::Dead),
             None => self.shared.store.view()?.lease_standing(self.lease)?,
         };
-        let now_ms = self.shared.now_ms();
         let facts = RecoveryFacts {
             lease,
             engine_registered: self.shared.engine_of(&self.registration).is_some(),
-            now_ms,
+            started_for_ms: self.started_for_ms(),
         };
         match recover(&self.registration, &self.state, facts) {
             RecoveryAction::Queue {
                 reason,
                 not_before_ms,
-            } if not_before_ms <= now_ms => Ok(Some((reason, orphaned))),
+            } if not_before_ms <= self.shared.steady_ms() => Ok(Some((reason, orphaned))),
             RecoveryAction::Queue { .. } => Ok(None),
             RecoveryAction::Leave(_) => Ok(None),
             RecoveryAction::Abandon { .. }
@@ -141,6 +141,11 @@ impl Process {
                 Ok(None)
             }
         }
+    }
+
+    /// For how long it has been started, where it has a time limit.
+    fn started_for_ms(&self) -> u64 {
+        self.shared.started_for_ms(&self.registration, &self.state)
     }
 
     pub(super) fn launch(
@@ -160,9 +165,9 @@ impl Process {
         };
         // Counted first, judged second: the keeper declares an incarnation gone when it counts no
         // task of it, and nothing may begin in its name after that.
-        owner.task_began();
+        owner.task_began(token);
         if !owner.is_trusted(self.shared.monotonic()) {
-            owner.task_ended();
+            owner.task_ended(token);
             warn!(process = %self.registration.id, fencing_token = token.get(),
                 "lease lapsed while it was claimed: not executed");
             return;
@@ -185,8 +190,9 @@ impl Process {
         });
         self.execution = Some(execution);
         self.note_since_history();
-        if let Some(deadline) = deadline_ms(&self.registration, &self.durable) {
-            let left = Duration::from_millis(deadline.saturating_sub(self.shared.now_ms()));
+        let left_ms = time_left_ms(&self.registration, &self.durable, self.started_for_ms());
+        if let Some(left_ms) = left_ms {
+            let left = Duration::from_millis(left_ms);
             self.after(left, move || ProcessMsg::Deadline { token });
         }
         // A request to cancel that is on its way stops it when it is durable.

@@ -131,7 +131,8 @@ impl Process {
                 }
             }
             Ending::Retry { error, retry_at_ms } => {
-                self.last_outcome = ShutdownOutcome::Finished;
+                // The attempt has ended, the process has not.
+                self.last_outcome = ShutdownOutcome::Released;
                 Command::ScheduleRetry {
                     token,
                     retry_at_ms,
@@ -155,7 +156,10 @@ impl Process {
         result: Option<EngineResult>,
     ) -> Ending {
         match result {
+            // Also of a lost lease: as long as nobody else has claimed it, the outcome counts.
             Some(Ok(value)) => Ending::Outcome(ProcessAwaitOutput::Success { value }),
+            // That it failed once it was stopped says nothing.
+            Some(Err(_)) if reason == Some(CancelReason::LeaseLost) => Ending::Lost,
             Some(Err(failure)) => self.failed(reason, failure),
             None => self.stopped(reason, forced, None),
         }
@@ -201,7 +205,8 @@ impl Process {
                     code: code.to_owned(),
                     message: message.to_owned(),
                 },
-                retry_at_ms: self.shared.now_ms().saturating_add(wait),
+                // Not by the wall clock: a jump would bring it forward, or put it off for good.
+                retry_at_ms: self.shared.steady_ms().saturating_add(wait),
             };
         }
         Ending::Outcome(failure_output(failure.class, code, message, failure.raw))

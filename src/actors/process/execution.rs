@@ -29,6 +29,37 @@ use crate::model::limits::PAYLOAD_BYTES_MAX;
 use crate::model::record::Registration;
 use crate::model::{FailureClass, FencingToken, Incarnation, ProcessRecord, json};
 
+/// How an execution is stopped, from any thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Brake {
+    cancel: CancelSignal,
+    task: AbortHandle,
+    room: Arc<Semaphore>,
+    closed: Arc<AtomicBool>,
+}
+
+impl Brake {
+    /// Accepts nothing more.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.room.close();
+    }
+
+    /// Stops it now: nothing that it does from here on is accepted.
+    fn abort(&self) {
+        self.close();
+        self.task.abort();
+    }
+
+    /// Stops it because its lease is lost.
+    pub(crate) fn lose(&self) {
+        // Closed before it hears of it, so that not one more write begins.
+        self.close();
+        self.cancel.fire(CancelReason::LeaseLost);
+        self.task.abort();
+    }
+}
+
 /// An attempt that is being executed.
 #[derive(Debug)]
 pub(super) struct Execution {
@@ -44,10 +75,8 @@ pub(super) struct Execution {
     pub(super) forced: bool,
     /// Its end has been decided: whatever else it does is of no account.
     pub(super) settled: bool,
-    task: AbortHandle,
+    brake: Brake,
     timers: Vec<AbortHandle>,
-    room: Arc<Semaphore>,
-    closed: Arc<AtomicBool>,
     /// Says that its lease is in use, for as long as this lives.
     _claimed: Claimed,
 }
@@ -87,7 +116,7 @@ impl TaskGuard {
 impl Drop for TaskGuard {
     fn drop(&mut self) {
         self.shared.task_ended(self.incarnation);
-        self.owner.task_ended();
+        self.owner.task_ended(self.token);
         let ended = self.actor.cast(ProcessMsg::Ended {
             token: self.token,
             result: self.result.take(),
@@ -143,6 +172,13 @@ impl Execution {
             }
             .instrument(span),
         );
+        let brake = Brake {
+            cancel: cancel.clone(),
+            task: task.abort_handle(),
+            room,
+            closed,
+        };
+        launch.owner.task_stops_by(launch.token, &brake);
         Self {
             token: launch.token,
             owner: launch.owner,
@@ -152,10 +188,8 @@ impl Execution {
             waits: launch.waits,
             forced: false,
             settled: false,
-            task: task.abort_handle(),
+            brake,
             timers: Vec::new(),
-            room,
-            closed,
             _claimed: launch.claimed,
         }
     }
@@ -178,21 +212,19 @@ impl Execution {
     /// Stops it now: nothing that it does from here on is accepted.
     pub(super) fn abort(&mut self) {
         self.forced = true;
-        self.close();
-        self.task.abort();
+        self.brake.abort();
     }
 
     /// Stops it because its lease is lost.
     pub(super) fn lose(&mut self) {
-        self.cancel.fire(CancelReason::LeaseLost);
         self.settled = true;
-        self.abort();
+        self.forced = true;
+        self.brake.lose();
     }
 
     /// Accepts nothing more.
-    pub(super) fn close(&mut self) {
-        self.closed.store(true, Ordering::Release);
-        self.room.close();
+    pub(super) fn close(&self) {
+        self.brake.close();
     }
 
     /// Sends a message after a time, unless the execution is over by then.
@@ -215,9 +247,7 @@ impl Execution {
 impl Drop for Execution {
     fn drop(&mut self) {
         // Also the end of an actor that panicked: what it executed must not go on unsupervised.
-        self.close();
-        self.cancel.fire(CancelReason::LeaseLost);
-        self.task.abort();
+        self.brake.lose();
         for timer in &self.timers {
             timer.abort();
         }

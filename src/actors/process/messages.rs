@@ -150,7 +150,7 @@ pub(crate) enum ShutdownOutcome {
     Idle,
     /// It ended by itself.
     Finished,
-    /// It was stopped and its lease given back: the next open runs it again.
+    /// Its lease was given back without an outcome: the next open runs it again.
     Released,
     /// It was stopped and ended as abandoned.
     Abandoned,

@@ -19,6 +19,7 @@ mod state;
 mod waiting;
 mod waits;
 
+pub(crate) use execution::Brake;
 pub(crate) use messages::{
     Answer, CommandCall, CommandReply, HostCommand, ProcessMsg, ShutdownOutcome,
 };

@@ -95,6 +95,9 @@ impl Process {
                 self.beginning = false;
                 self.pending_history = None;
                 drop(permit);
+                if self.durable.first_started.is_none() {
+                    self.shared.no_first_start(self.registration.incarnation);
+                }
                 if let Err(error) = answer {
                     info!(process = %self.registration.id, %error, "not started");
                     // What is to be done instead is the reaper's to find out.

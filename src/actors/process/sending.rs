@@ -239,11 +239,11 @@ impl Process {
 
     /// Gives the lease back without an outcome.
     pub(super) fn release(&mut self, work: Work, token: FencingToken) {
-        if self.lease.map(|lease| lease.token) != Some(token) {
+        let Some(lease) = self.lease.filter(|lease| lease.token == token) else {
             let error = self.superseded(token);
             self.answer(work, Err(error));
             return;
-        }
+        };
         let row = self.row;
         let conditions = vec![
             Condition::At {
@@ -251,6 +251,8 @@ impl Process {
                 last_sequence: self.state.last_sequence,
             },
             Condition::Token { row, token },
+            // What lapsed was lost, and counts as that.
+            Condition::OwnerLive { owner: lease.owner },
         ];
         let write = writes::release(row, self.state.last_sequence);
         let after = self.state.clone();

@@ -379,19 +379,13 @@ impl Process {
         Ok(facts)
     }
 
-    /// Whether a canceller may claim it and end it in the same commit. What lost its owner may
-    /// have left something behind that only the reaper looks for, if there is one.
+    /// Whether a canceller may claim it and end it in the same commit: not where a lease is still
+    /// named. What lost its owner may have left something behind that only the reaper looks for, and
+    /// without recovery nobody's lease is claimed.
     fn may_end_at_once(&self) -> Result<bool> {
-        use crate::model::lease::OwnerStanding;
         use crate::model::recovery::LeaseStanding;
         let standing = self.shared.store.view()?.lease_standing(self.lease)?;
-        Ok(match standing {
-            LeaseStanding::Free => true,
-            LeaseStanding::Held(OwnerStanding::Live) => false,
-            LeaseStanding::Held(OwnerStanding::Lapsed | OwnerStanding::Dead) => {
-                !self.shared.config.recover
-            }
-        })
+        Ok(standing == LeaseStanding::Free)
     }
 
     /// An event that is in flight or in the log.

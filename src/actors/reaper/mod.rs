@@ -223,5 +223,27 @@ impl Shared {
     }
 }
 
+/// Ends a process as it is ended where its owner is proven to be gone, whether that is so or not.
+#[cfg(test)]
+pub(crate) async fn end_by_proof(
+    shared: &Arc<Shared>,
+    id: &str,
+    row: crate::store::keys::Row,
+) -> Result<Option<RecoveryStep>> {
+    use crate::model::recovery::RecoveryAction;
+    use crate::model::{AbandonProof, AbandonWriter};
+    let task = sweep::Task {
+        id: id.to_owned(),
+        row,
+        action: RecoveryAction::Abandon {
+            writer: AbandonWriter::Sweep,
+            proof: AbandonProof::StoreEpoch,
+        },
+        orphaned: None,
+        cancel_for_parent: None,
+    };
+    settle::settle(shared, task).await
+}
+
 /// The shortest interval of sweeps.
 pub(crate) const SWEEP_EVERY_MIN: Duration = Duration::from_millis(50);

@@ -12,7 +12,7 @@ use crate::actors::dispatcher::QueueEntry;
 use crate::actors::runtime::Shared;
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover};
-use crate::model::{Error, LeaveReason, OwnerNumber, Result, StartReason};
+use crate::model::{Error, Incarnation, LeaveReason, OwnerNumber, Result, StartReason};
 use crate::store::keys::Row;
 use crate::store::read::{Index, ProcessSummary, View};
 use crate::store::write_set::{Change, WriteSet};
@@ -23,6 +23,8 @@ pub(super) struct Sweep<'a> {
     report: RecoveryReport,
     /// Owners that a lease still names.
     named: HashSet<OwnerNumber>,
+    /// Processes with a time limit that were known when it began, and were not met yet.
+    ended: HashSet<Incarnation>,
 }
 
 /// What is to be done with one process.
@@ -41,6 +43,7 @@ impl<'a> Sweep<'a> {
             shared,
             report: RecoveryReport::default(),
             named: HashSet::new(),
+            ended: shared.timed(),
         }
     }
 
@@ -59,6 +62,7 @@ impl<'a> Sweep<'a> {
             // Other calls go first.
             tokio::task::yield_now().await;
         }
+        self.shared.forget_timed(&self.ended);
         self.forget_owners().await;
         Ok(self.report)
     }
@@ -82,6 +86,7 @@ impl<'a> Sweep<'a> {
 
     fn examine(&mut self, view: &View, summary: ProcessSummary) -> Result<Option<Task>> {
         let ProcessSummary { head, facts, edges } = summary;
+        self.ended.remove(&head.row.incarnation);
         if let Some(lease) = edges.lease {
             self.named.insert(lease.owner);
         }
@@ -112,13 +117,14 @@ impl<'a> Sweep<'a> {
             .is_some_and(|kind| self.shared.engine(kind).is_some());
         let (id, row, priority) = (head.id.clone(), head.row, head.priority);
         let kind = head.engine_kind.clone();
+        let registration = head.without_body();
         let action = recover(
-            &head.without_body(),
+            &registration,
             &facts.state,
             RecoveryFacts {
                 lease,
                 engine_registered,
-                now_ms: view.now_ms(),
+                started_for_ms: self.shared.started_for_ms(&registration, &facts.state),
             },
         );
         match action {

@@ -30,23 +30,23 @@ impl std::fmt::Debug for Held {
 }
 
 impl Gated {
-    fn open(store: &MemoryStore, clock: &Arc<dyn Clock>) -> Arc<Self> {
+    pub(super) fn open(store: &MemoryStore, clock: &Arc<dyn Clock>) -> Arc<Self> {
         Arc::new(Self {
             kv: store.open(Arc::clone(clock)).unwrap(),
             held: Mutex::default(),
         })
     }
 
-    fn shut(&self) {
+    pub(super) fn shut(&self) {
         self.held.lock().unwrap().shut = true;
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.held.lock().unwrap().proposals.len()
     }
 
     /// Lets so many of them go, in their order.
-    fn pass(&self, count: usize) {
+    pub(super) fn pass(&self, count: usize) {
         for _ in 0..count {
             let next = self.held.lock().unwrap().proposals.pop_front();
             if let Some(next) = next {
@@ -55,7 +55,7 @@ impl Gated {
         }
     }
 
-    fn open_gate(&self) {
+    pub(super) fn open_gate(&self) {
         loop {
             let mut held = self.held.lock().unwrap();
             let Some(next) = held.proposals.pop_front() else {
@@ -105,7 +105,7 @@ impl Kv for Gated {
 }
 
 /// Does what a closure says.
-struct Does<F>(F);
+pub(super) struct Does<F>(pub(super) F);
 
 #[async_trait::async_trait]
 impl<F, R> ProcessEngine for Does<F>
@@ -123,7 +123,7 @@ where
 
 /// Clocks that stand where the test puts them.
 #[derive(Debug, Default)]
-struct Put(std::sync::atomic::AtomicU64);
+pub(super) struct Put(pub(super) std::sync::atomic::AtomicU64);
 
 impl Clock for Put {
     fn now_epoch_ms(&self) -> u64 {
@@ -134,14 +134,27 @@ impl Clock for Put {
     }
 }
 
-async fn open<F, R>(does: F) -> (Runtime, Arc<Gated>, Arc<Put>)
+pub(super) async fn open<F, R>(does: F) -> (Runtime, Arc<Gated>, Arc<Put>)
 where
     F: Fn(ProcessContext) -> R + Send + Sync + 'static,
     R: Future<Output = EngineResult> + Send + 'static,
 {
     let put = Arc::new(Put::default());
-    let clock: Arc<dyn Clock> = Arc::clone(&put) as _;
-    let gated = Gated::open(&MemoryKv::private(), &clock);
+    let (runtime, gated) = open_at(&MemoryKv::private(), &put, does).await;
+    (runtime, gated, put)
+}
+
+pub(super) async fn open_at<F, R>(
+    store: &MemoryStore,
+    put: &Arc<Put>,
+    does: F,
+) -> (Runtime, Arc<Gated>)
+where
+    F: Fn(ProcessContext) -> R + Send + Sync + 'static,
+    R: Future<Output = EngineResult> + Send + 'static,
+{
+    let clock: Arc<dyn Clock> = Arc::clone(put) as _;
+    let gated = Gated::open(store, &clock);
     let store = ProcessStore::new(Arc::clone(&gated) as _, Arc::clone(&clock));
     let config = RuntimeConfig {
         lease: LeaseTimings::from_ttl(Duration::from_millis(300)).unwrap(),
@@ -151,10 +164,10 @@ where
     let runtime = Runtime::open(config, store, clock, vec![Arc::new(Does(does))])
         .await
         .unwrap();
-    (runtime, gated, put)
+    (runtime, gated)
 }
 
-async fn idle(_cx: ProcessContext) -> EngineResult {
+pub(super) async fn idle(_cx: ProcessContext) -> EngineResult {
     std::future::pending().await
 }
 

@@ -230,6 +230,33 @@ fn l8_an_owner_of_an_earlier_epoch_writes_nothing(ground: &Ground) {
     host.store.close().unwrap();
 }
 
+/// `Change::RemoveOwner`: what is unknown reads as dead, so that only what is dead is forgotten.
+fn l5_an_owner_is_forgotten_on_proof_only(ground: &Ground) {
+    let host = ground.open();
+    let number = host.owner();
+    let forget = vec![Change::RemoveOwner { number }];
+    for now in [START_MS, START_MS + TTL_MS, u64::MAX] {
+        host.clock.set(now);
+        let refusal = host.refused(vec![], forget.clone());
+        assert_eq!(refusal, Refusal::Leased, "at {now}");
+    }
+    host.clock.set(START_MS);
+    let Change::PutOwner { mut record, .. } = host.beat(number) else {
+        panic!("a heartbeat is a change of an owner");
+    };
+    record.retired = true;
+    host.ok(vec![], vec![Change::PutOwner { number, record }]);
+    host.ok(vec![], forget);
+    assert_eq!(host.view().owner(number).unwrap(), None);
+    // One of an earlier epoch is as dead.
+    let number = host.owner();
+    host.store.close().unwrap();
+    let host = ground.open();
+    host.ok(vec![], vec![Change::RemoveOwner { number }]);
+    host.assert_clean();
+    host.store.close().unwrap();
+}
+
 /// L6: whatever the clock does, there is one lease, its token rises, and the old one is fenced.
 fn l6_no_clock_breaks_fencing(ground: &Ground) {
     const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
@@ -402,6 +429,7 @@ held_by_both!(
     l2_tokens_and_incarnations_rise_across_prune_and_restart,
     l4_a_lapsed_heartbeat_is_not_revived,
     l8_an_owner_of_an_earlier_epoch_writes_nothing,
+    l5_an_owner_is_forgotten_on_proof_only,
     l6_no_clock_breaks_fencing,
     a4_of_completion_and_abandonment_one_wins_and_the_other_learns_it,
 );
