@@ -193,6 +193,10 @@ impl Committer {
 
     /// Returns the commit number that the group's proposals share.
     fn write(&mut self, mut group: Group, reservations: [bool; 3]) -> Result<u64, StoreError> {
+        if self.inner.queue.is_stopped() {
+            // A proposal dropped the last handle: the lock may be somebody else's by now.
+            return Err(StoreError::Closed);
+        }
         let reserves = reservations.contains(&true);
         // Marks travel with a group, if need be with one that changes nothing else.
         group.writes |= reserves;
@@ -297,6 +301,12 @@ impl Committer {
     /// Answers what is left when the store is dropped, or closed after a failure.
     fn end(&self, backlog: &mut Backlog) {
         self.inner.queue.take_rest(backlog);
+        if self.unsynced_since.is_some() && !self.inner.has_failed() {
+            let commit = lock(&self.inner.state).commit;
+            if let Err(error) = self.inner.sync_journal(commit) {
+                self.inner.poison(error);
+            }
+        }
         let error = self.inner.check().err().unwrap_or(StoreError::Closed);
         for proposal in backlog.drain(..) {
             answer(proposal, Outcome::NotWritten(error.clone()));

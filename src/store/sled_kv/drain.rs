@@ -23,6 +23,15 @@ use super::side_files::SideFiles;
 
 /// Index writes between two looks at whether to stop.
 const SLICE_KEYS: usize = 128;
+/// Bytes given to sled after which its file is synced, in the middle of a pass as well. sled uses a
+/// segment of 512 KiB again once what replaces it is *written*: without a sync in between, a loss
+/// of power could take the new place of a leaf and leave the old one overwritten. sled writes a
+/// few times what it is given.
+const UNSYNCED_BYTES_MAX: usize = 128 << 10;
+/// What sled writes beside a key and its value, roughly.
+const KEY_OVERHEAD_BYTES: usize = 64;
+/// What the last chunk of a log has, which is written again with each addition.
+const CHUNK_BYTES: usize = 4 << 10;
 /// Chunks of erased logs that one pass removes.
 const ERASE_CHUNKS_MAX: usize = 512;
 /// Longest wait for a view before its age is looked at again: the clock may be a test's.
@@ -67,6 +76,31 @@ fn wait_for_work(inner: &Inner) -> bool {
     }
 }
 
+/// Slices of one pass.
+struct Slices<'a> {
+    inner: &'a Inner,
+    unsynced_bytes: usize,
+}
+
+impl Slices<'_> {
+    /// Between slices of work: makes room for the committer, and ends early when told to.
+    fn end(&mut self, keys_written: u64, bytes: usize) -> Result<(), StoreError> {
+        tally(&self.inner.tallies.index_keys_written, keys_written);
+        self.inner.step(Step::DrainSlice)?;
+        self.inner.check()?;
+        if lock(&self.inner.state).stop {
+            return Err(StoreError::Closed);
+        }
+        self.unsynced_bytes += bytes;
+        if self.unsynced_bytes >= UNSYNCED_BYTES_MAX {
+            self.unsynced_bytes = 0;
+            sync_data_file(self.inner)?;
+        }
+        std::thread::yield_now();
+        Ok(())
+    }
+}
+
 fn pass(inner: &Inner, side_files: &mut SideFiles) -> Result<(), StoreError> {
     let (layer, mark) = freeze(inner);
     inner.step(Step::DrainFrozen)?;
@@ -75,13 +109,17 @@ fn pass(inner: &Inner, side_files: &mut SideFiles) -> Result<(), StoreError> {
         inner.sync_journal(mark.commit)?;
     }
     wait_for_views(inner, mark.commit)?;
-    write_keys(inner, &layer)?;
-    write_events(inner, &layer)?;
+    let mut slices = Slices {
+        inner,
+        unsynced_bytes: 0,
+    };
+    write_keys(&mut slices, &layer)?;
+    write_events(&mut slices, &layer)?;
     // After the events: once a log is queued for erasure, nothing of it is written any more.
     for incarnation in &layer.erased {
         inner.index.with(|trees| trees.add_garbage(*incarnation))?;
     }
-    let erased = erase_logs(inner)?;
+    let erased = erase_logs(&mut slices)?;
     inner.step(Step::DrainWritten)?;
     sync_index(inner, side_files)?;
     inner.step(Step::DrainSynced)?;
@@ -120,6 +158,10 @@ fn sync_index(inner: &Inner, side_files: &mut SideFiles) -> Result<(), StoreErro
         .index
         .with(|trees| trees.db.flush().map(drop).map_err(failed))?;
     side_files.sync_new()?;
+    sync_data_file(inner)
+}
+
+fn sync_data_file(inner: &Inner) -> Result<(), StoreError> {
     inner
         .data_file
         .sync_data()
@@ -170,30 +212,19 @@ fn wait_for_views(inner: &Inner, commit: u64) -> Result<(), StoreError> {
     }
 }
 
-/// Between slices of work: makes room for the committer, and ends early when told to.
-fn end_slice(inner: &Inner, keys_written: u64) -> Result<(), StoreError> {
-    tally(&inner.tallies.index_keys_written, keys_written);
-    inner.step(Step::DrainSlice)?;
-    inner.check()?;
-    if lock(&inner.state).stop {
-        return Err(StoreError::Closed);
-    }
-    std::thread::yield_now();
-    Ok(())
-}
-
-fn write_keys(inner: &Inner, layer: &Layer) -> Result<(), StoreError> {
+fn write_keys(slices: &mut Slices<'_>, layer: &Layer) -> Result<(), StoreError> {
     let mut changes = layer.keys.iter().peekable();
     while changes.peek().is_some() {
-        let written = inner.index.with(|trees| {
-            let mut written = 0;
+        let (written, bytes) = slices.inner.index.with(|trees| {
+            let (mut written, mut bytes) = (0, 0);
             for (key, slot) in changes.by_ref().take(SLICE_KEYS) {
                 write_key(trees, key, slot)?;
                 written += 1;
+                bytes += key.len() + slot.len() + KEY_OVERHEAD_BYTES;
             }
-            Ok(written)
+            Ok((written, bytes))
         })?;
-        end_slice(inner, written)?;
+        slices.end(written, bytes)?;
     }
     Ok(())
 }
@@ -206,32 +237,36 @@ fn write_key(trees: &Trees, key: &[u8], slot: &Slot) -> Result<(), StoreError> {
     }
 }
 
-fn write_events(inner: &Inner, layer: &Layer) -> Result<(), StoreError> {
+fn write_events(slices: &mut Slices<'_>, layer: &Layer) -> Result<(), StoreError> {
     let mut pending = layer.events.iter().peekable();
-    let mut written = 0;
+    let (mut written, mut bytes) = (0, 0);
     let mut run: Vec<(u64, Bytes)> = Vec::new();
     while let Some(((incarnation, sequence), value)) = pending.next() {
         run.push((*sequence, value.clone()));
+        bytes += value.len();
         let continues = pending
             .peek()
             .is_some_and(|((next, _), _)| next == incarnation);
         if continues && run.len() < SLICE_KEYS {
             continue;
         }
-        written += inner
+        written += slices
+            .inner
             .index
             .with(|trees| events::append(trees, *incarnation, &run))?;
+        bytes += CHUNK_BYTES;
         run.clear();
         if written >= 32 {
-            end_slice(inner, std::mem::take(&mut written))?;
+            slices.end(std::mem::take(&mut written), std::mem::take(&mut bytes))?;
         }
     }
-    end_slice(inner, written)
+    slices.end(written, bytes)
 }
 
 /// Removes chunks of erased logs, up to a bound, and returns the logs that are gone. A crash
 /// leaves the rest of a log, and its entry in the queue, to the next open.
-fn erase_logs(inner: &Inner) -> Result<Vec<u64>, StoreError> {
+fn erase_logs(slices: &mut Slices<'_>) -> Result<Vec<u64>, StoreError> {
+    let inner = slices.inner;
     let mut gone = Vec::new();
     let mut budget = ERASE_CHUNKS_MAX;
     let mut from = 0;
@@ -256,7 +291,7 @@ fn erase_logs(inner: &Inner) -> Result<Vec<u64>, StoreError> {
         }
         // A log costs its entry in the queue, even if it has no chunk left.
         budget = budget.saturating_sub(erased.max(1));
-        end_slice(inner, 0)?;
+        slices.end(0, erased.saturating_mul(CHUNK_BYTES))?;
     }
     Ok(gone)
 }

@@ -120,7 +120,13 @@ impl Index {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        drop(trees);
+        // sled syncs once more when its last handle goes, and panics if that fails.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(trees))) {
+            tracing::error!(
+                what = panic_text(panic.as_ref()),
+                "sled panicked while it was closed"
+            );
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Inner {
     pub(super) journal: Journal,
     /// Last commit that is known to be durable in the journal.
     pub(super) synced_commit: AtomicU64,
+    /// The first failure of a sync of the journal: the system tells it to one caller only.
+    journal_failure: Mutex<Option<StoreError>>,
     /// Our own descriptor of sled's file: sled's flush is no sync.
     pub(super) data_file: File,
     pub(super) state: Mutex<State>,
@@ -144,6 +146,7 @@ impl Inner {
             index,
             journal,
             synced_commit: AtomicU64::new(state.commit),
+            journal_failure: Mutex::new(None),
             data_file,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -255,7 +258,14 @@ impl Inner {
 
     /// Makes durable whatever the journal was given before the call.
     pub(super) fn sync_journal(&self, commit: u64) -> Result<(), StoreError> {
-        self.journal.sync()?;
+        let mut failure = lock(&self.journal_failure);
+        if let Some(error) = &*failure {
+            return Err(error.clone());
+        }
+        if let Err(error) = self.journal.sync() {
+            *failure = Some(error.clone());
+            return Err(error);
+        }
         self.synced_commit.fetch_max(commit, Ordering::AcqRel);
         Ok(())
     }

@@ -75,9 +75,7 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
     data_file
         .sync_data()
         .map_err(|error| io_failed("sync sled's file", path, &error))?;
-    if is_new {
-        sync_new_files(path)?;
-    }
+    sync_names(path)?;
     let has_garbage = trees.next_garbage(0)?.is_some();
     let state = replayed_state(replay, low_water, has_garbage);
     tracing::info!(
@@ -317,9 +315,10 @@ fn reserve(low_water: &mut LowWater, replayed: [u64; 3]) -> [Block; 3] {
     next.map(|next| Block::new(next, next + COUNTER_BLOCK))
 }
 
-/// sled never syncs its configuration, nor do the names of new files survive by themselves.
-fn sync_new_files(path: &Path) -> Result<(), StoreError> {
-    let failed = |error: io::Error| io_failed("sync the new store", path, &error);
+/// sled never syncs its configuration, nor do the names of new files survive by themselves. At every
+/// open, because the first may have been cut short.
+fn sync_names(path: &Path) -> Result<(), StoreError> {
+    let failed = |error: io::Error| io_failed("sync the store's directory", path, &error);
     File::open(path.join("conf"))
         .and_then(|file| file.sync_all())
         .map_err(failed)?;

@@ -20,7 +20,7 @@ pub(super) enum Slot {
 }
 
 impl Slot {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::Put(value) | Self::Once(value) => value.len(),
             Self::Gone => 0,

@@ -145,6 +145,10 @@ impl Queue {
         self.wake_all();
     }
 
+    pub(super) fn is_stopped(&self) -> bool {
+        lock(&self.inbox).phase == Phase::Stopped
+    }
+
     /// Makes every waiter look again: at a failure, or at room in the overlay.
     pub(super) fn wake_all(&self) {
         lock(&self.inbox).parked = false;

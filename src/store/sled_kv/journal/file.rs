@@ -111,12 +111,25 @@ impl Regions {
 }
 
 impl Journal {
-    /// Makes the file, durably, its directory entry excepted. Whatever was there is gone: a store
-    /// without an id never committed anything.
+    /// Makes the file, durably, its directory entry excepted. It is made again where a first open
+    /// was cut short.
+    ///
+    /// # Errors
+    /// `Corrupted` where it holds more than a first open writes: then it is the store's other part
+    /// that is missing.
     pub(in super::super) fn create(
         directory: &Path,
         store_id: uuid::Uuid,
     ) -> Result<Self, StoreError> {
+        let page_bytes = u64::try_from(PAGE_BYTES).unwrap_or(u64::MAX);
+        if std::fs::metadata(path(directory)).is_ok_and(|it| it.len() > page_bytes) {
+            return Err(StoreError::Corrupted {
+                what: format!(
+                    "there is a journal {}, but sled's part of the store is empty",
+                    path(directory).display()
+                ),
+            });
+        }
         let salt = uuid::Uuid::new_v4().into_bytes();
         let made = || {
             let mut file = options()
@@ -195,8 +208,7 @@ impl Journal {
         header: &EntryHeader,
         body: &[u8],
     ) -> Result<(), StoreError> {
-        let mut frame = encode_entry(header, body, &self.salt);
-        frame.resize(frame.len().next_multiple_of(PAGE_BYTES), 0);
+        let frame = self.frame(header, body);
         let place = {
             let mut regions = lock(&self.regions);
             let place = regions.take(header.sequence, frame.len());
@@ -214,6 +226,24 @@ impl Journal {
         written().map_err(|error| failed("write to the journal", &error))
     }
 
+    /// Writes an entry again where it is.
+    pub(super) fn rewrite(
+        &self,
+        region: u32,
+        at: usize,
+        header: &EntryHeader,
+        body: &[u8],
+    ) -> Result<(), StoreError> {
+        self.write_at(offset(region, at), &self.frame(header, body))
+            .map_err(|error| failed("write to the journal", &error))
+    }
+
+    fn frame(&self, header: &EntryHeader, body: &[u8]) -> Vec<u8> {
+        let mut frame = encode_entry(header, body, &self.salt);
+        frame.resize(frame.len().next_multiple_of(PAGE_BYTES), 0);
+        frame
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut file = &self.file;
         file.seek(SeekFrom::Start(offset))?;
@@ -228,12 +258,17 @@ impl Journal {
     }
 
     /// Shows each whole region to `look`, which is told the region's number. A region that was
-    /// being added when the store stopped holds nothing that was acknowledged.
+    /// being added when the store stopped holds nothing that was acknowledged, and is cut off: what
+    /// is in it must not turn up later.
     pub(super) fn scan(&self, mut look: impl FnMut(u32, &[u8])) -> Result<(), StoreError> {
         let mut scanned = || {
             let region_bytes = u64::try_from(REGION_BYTES).unwrap_or(u64::MAX);
             let bytes = self.file.metadata()?.len().saturating_sub(offset(0, 0));
             let made = u32::try_from(bytes / region_bytes).unwrap_or(u32::MAX);
+            if !bytes.is_multiple_of(region_bytes) {
+                self.file.set_len(offset(made, 0))?;
+                self.file.sync_all()?;
+            }
             let mut file = &self.file;
             file.seek(SeekFrom::Start(offset(0, 0)))?;
             let mut region = vec![0; REGION_BYTES];

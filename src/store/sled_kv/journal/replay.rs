@@ -48,6 +48,14 @@ pub(in super::super) fn replay(
 ) -> Result<Replay, StoreError> {
     let mut found = find(journal, low_water)?;
     found.sort_unstable_by_key(|entry| entry.header.sequence);
+    if let Some(twice) = found
+        .windows(2)
+        .find(|pair| pair[0].header.sequence == pair[1].header.sequence)
+    {
+        return Err(StoreError::Corrupted {
+            what: format!("journal entry {} is there twice", twice[0].header.sequence),
+        });
+    }
     let mut replay = Replay {
         groups: Vec::new(),
         next_sequence: low_water,
@@ -80,6 +88,9 @@ pub(in super::super) fn replay(
     let whole = &found[..found.len() - rest.len()];
     let mut last_of_region: BTreeMap<u32, u64> = BTreeMap::new();
     for entry in whole {
+        // A sync that failed may have left it in the system's cache only, marked as written: the
+        // next sync would have nothing to do.
+        journal.rewrite(entry.region, entry.at, &entry.header, &entry.body)?;
         last_of_region.insert(entry.region, entry.header.sequence);
     }
     let mut live: Vec<(u32, u64)> = last_of_region.into_iter().collect();
@@ -150,7 +161,7 @@ fn drop_unfinished(journal: &Journal, rest: &[Found], commit: u64) -> Result<(),
     tracing::warn!(
         commit,
         entries = rest.len(),
-        "dropped the end of the journal, which was never wholly written"
+        "dropped the end of the journal, which was never wholly durable"
     );
     for entry in rest {
         journal.erase(entry.region, entry.at)?;

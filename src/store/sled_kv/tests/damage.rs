@@ -8,7 +8,7 @@ use super::super::super::error::StoreError;
 use super::super::super::kv::{Kv, KvView, Outcome, Verdict};
 use super::super::super::kv_laws::{append, commit, put, scripted, submit_ops};
 use super::super::fault::Step;
-use super::super::journal::{JOURNAL_FILE, PAGE_BYTES};
+use super::super::journal::{JOURNAL_FILE, PAGE_BYTES, REGION_BYTES};
 use super::super::{SledKv, meta};
 use super::audit::{raw, shut};
 use super::{failure, on_demand, open, with_faults};
@@ -162,6 +162,64 @@ fn a_journal_that_is_not_the_stores_is_refused() {
     refused("is missing");
     fs::write(&path, own).unwrap();
     open(&store).close().unwrap();
+}
+
+/// A journal that holds something is never taken for that of a store which is new.
+#[test]
+fn a_journal_whose_index_is_gone_is_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let store = home.path().join("store");
+    let kv = open(&store);
+    commit(&kv, vec![put("k", "v")]);
+    drop(kv);
+    let journal = fs::read(store.join(JOURNAL_FILE)).unwrap();
+    for entry in fs::read_dir(&store).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() && path.file_name().unwrap() != JOURNAL_FILE {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    for _ in 0..2 {
+        let refusal = what(SledKv::open(&store, on_demand()).unwrap_err());
+        assert!(
+            refusal.contains("sled's part of the store is empty"),
+            "{refusal}"
+        );
+        assert_eq!(fs::read(store.join(JOURNAL_FILE)).unwrap(), journal);
+    }
+}
+
+/// A region that was being added when the machine went down, with an entry in it: its sequence is
+/// used again, so the entry must be gone for good.
+#[test]
+fn what_was_in_a_region_that_was_not_whole_never_turns_up() {
+    let home = tempfile::tempdir().unwrap();
+    let store = home.path().join("store");
+    let path = store.join(JOURNAL_FILE);
+    let kv = open(&store);
+    commit(&kv, vec![put("a", "1")]);
+    commit(&kv, vec![put("unsynced", "1")]);
+    drop(kv);
+    let mut bytes = fs::read(&path).unwrap();
+    let second = 2 * PAGE_BYTES..3 * PAGE_BYTES;
+    let entry = bytes[second.clone()].to_vec();
+    bytes[second].fill(0);
+    bytes.extend_from_slice(&entry);
+    fs::write(&path, bytes).unwrap();
+    let kv = open(&store);
+    commit(&kv, vec![put("b", "1")]);
+    drop(kv);
+    // The file has its size back, as if the growth had survived after all.
+    let whole = (PAGE_BYTES + 2 * REGION_BYTES) as u64;
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(whole).unwrap();
+    drop(file);
+    let kv = open(&store);
+    let view = kv.view().unwrap();
+    assert!(view.get(b"b").unwrap().is_some());
+    assert_eq!(view.get(b"unsynced").unwrap(), None);
+    drop(view);
+    kv.close().unwrap();
 }
 
 #[test]
