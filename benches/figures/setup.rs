@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use procession::{
-    CompletionAuthority, EngineResult, ExecutionScope, ProcessAwaitOutput, ProcessContext,
-    ProcessEngine, ProcessEventAppendRequest, ProcessEventType, ProcessInput, ProcessOriginator,
-    ProcessStartGrant, ProcessStartRequest, Processes, RecoveryDisposition, ScopedEffectController,
-    SessionScope, ShutdownOptions, Supervisor, SupervisorBuilder,
+    CompletionAuthority, EngineFailure, EngineResult, ExecutionScope, ProcessAwaitOutput,
+    ProcessContext, ProcessEngine, ProcessEvent, ProcessEventAppendRequest, ProcessEventType,
+    ProcessInput, ProcessOriginator, ProcessStartGrant, ProcessStartRequest, Processes,
+    RecoveryDisposition, ScopedEffectController, SessionScope, ShutdownOptions, Supervisor,
+    SupervisorBuilder,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -195,6 +196,14 @@ where
     }
 }
 
+/// The next signal of a name, unless the attempt is to stop first: a shutdown need not wait then.
+pub(crate) async fn signal(cx: &ProcessContext, name: &str) -> Result<ProcessEvent, EngineFailure> {
+    tokio::select! {
+        signal = cx.wait_signal(name) => Ok(signal?),
+        reason = cx.cancelled() => Err(EngineFailure::cancelled(reason)),
+    }
+}
+
 /// An engine of kind `wait` whose processes wait for a signal that never comes, and the count of
 /// those that do.
 pub(crate) fn waiting() -> (impl ProcessEngine, Arc<AtomicU64>) {
@@ -204,7 +213,7 @@ pub(crate) fn waiting() -> (impl ProcessEngine, Arc<AtomicU64>) {
         let counted = Arc::clone(&counted);
         async move {
             counted.fetch_add(1, Ordering::Relaxed);
-            let signal = cx.wait_signal("go").await?;
+            let signal = signal(&cx, "go").await?;
             Ok(signal.sequence.into())
         }
     };

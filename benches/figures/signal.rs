@@ -11,7 +11,9 @@ use procession::{
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::setup::{close, drain, engine, figure, inline, open_with, place, runtime, start, work};
+use super::setup::{
+    close, drain, engine, figure, inline, open_with, place, runtime, signal, start, work,
+};
 use super::{Ask, load, print};
 
 /// Processes, each with one caller.
@@ -29,7 +31,7 @@ pub(crate) fn run(ask: &Ask) {
 /// Answers each `ask` with an event, for ever.
 async fn answer(cx: ProcessContext) -> Result<Value, EngineFailure> {
     loop {
-        let asked = cx.wait_signal("ask").await?;
+        let asked = signal(&cx, "ask").await?;
         cx.emit("answer", json!({ "to": asked.sequence })).await?;
     }
 }
@@ -55,10 +57,6 @@ async fn round_trips(ask: &Ask, count: usize) {
     };
     let measured = load::run(count, ask.seconds, call, drain(&supervisor)).await;
     say(&supervisor, count, &measured, before.syncs);
-    for number in 0..count {
-        let id = format!("a-{number}");
-        processes.cancel(&id, inline()).await.expect("a cancel");
-    }
     close(&supervisor).await;
 }
 
