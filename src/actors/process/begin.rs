@@ -133,7 +133,8 @@ impl Process {
             } if not_before_ms <= now_ms => Ok(Some((reason, orphaned))),
             RecoveryAction::Queue { .. } => Ok(None),
             RecoveryAction::Leave(_) => Ok(None),
-            RecoveryAction::Abandon { .. }
+            RecoveryAction::Release { .. }
+            | RecoveryAction::Abandon { .. }
             | RecoveryAction::Cancel
             | RecoveryAction::ExhaustRecoveries
             | RecoveryAction::TimeOut => {

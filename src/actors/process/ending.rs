@@ -248,7 +248,7 @@ impl Process {
                                 .map(|execution| execution.owner.owner.clone()),
                             proof: AbandonProof::Drain,
                             requested_by: None,
-                            survivors: Vec::new(),
+                            survivors: None,
                             epoch_ms: self.shared.now_ms(),
                         },
                     })

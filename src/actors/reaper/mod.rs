@@ -4,7 +4,7 @@
 //! what the pure rules of `model::recovery` say. What it ends it ends by a commit that carries its
 //! own conditions, so that it need not know what actors are doing meanwhile.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -13,9 +13,12 @@ use tracing::{info, warn};
 
 mod report;
 mod settle;
+mod survivors;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
-pub use report::{RecoveryReport, RecoveryStep};
+pub use report::{RecoveryReport, RecoveryStep, RecoveryTotals};
 
 use sweep::Sweep;
 
@@ -57,6 +60,8 @@ pub(crate) struct ReaperState {
     /// A timer for that is set.
     delayed: bool,
     waiting: Vec<oneshot::Sender<Result<RecoveryReport>>>,
+    /// What the sweeps of this open have done.
+    totals: Arc<Mutex<RecoveryTotals>>,
 }
 
 impl Actor for Reaper {
@@ -79,6 +84,7 @@ impl Actor for Reaper {
             again: false,
             delayed: false,
             waiting: Vec::new(),
+            totals: Arc::default(),
         })
     }
 
@@ -183,13 +189,18 @@ impl ReaperState {
         self.sweeping = true;
         let shared = Arc::clone(&self.shared);
         let waiting = std::mem::take(&mut self.waiting);
+        let totals = Arc::clone(&self.totals);
         let over = Over {
             reaper: myself.clone(),
             message: Some(ReaperMsg::Swept),
         };
         tokio::spawn(async move {
             let _over = over;
-            let report = Sweep::new(&shared).run().await;
+            let mut report = Sweep::new(&shared).run().await;
+            if let Ok(report) = &mut report {
+                let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
+                *totals = report.sum_up(*totals);
+            }
             match &report {
                 Ok(report) if report.examined > report.left => {
                     info!(
@@ -198,6 +209,8 @@ impl ReaperState {
                         abandoned = report.abandoned,
                         cancelled = report.cancelled,
                         failed = report.failed,
+                        overtaken = report.overtaken,
+                        unsettled = report.unsettled,
                         "recovery sweep"
                     );
                 }

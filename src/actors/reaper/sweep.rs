@@ -1,21 +1,52 @@
 //! One walk over the processes that have not ended, in bounded pages.
+//!
+//! A process that cannot be read, or whose engine does not answer, stands in nobody's way: it is
+//! noted as unsettled, and the walk goes on.
 
-use super::report::{RecoveryReport, RecoveryStep};
-use super::settle::settle;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
 use tracing::warn;
 
+use super::report::{RecoveryReport, RecoveryStep};
+use super::settle::{Task, Work, carry_out};
+use super::survivors::SlowEngines;
 use crate::actors::config::SWEEP_PAGE;
 use crate::actors::dispatcher::QueueEntry;
+use crate::actors::reads::blocking;
 use crate::actors::runtime::Shared;
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover};
-use crate::model::{Error, LeaveReason, OwnerNumber, Result, StartReason};
+use crate::model::{Error, LeaveReason, OwnerNumber, Result};
+use crate::store::codec::stored::{HeadFacts, StateFacts};
 use crate::store::keys::Row;
-use crate::store::read::{Index, ProcessSummary, View};
+use crate::store::read::{IdEntry, Index, ProcessSummary, View};
 use crate::store::write_set::{Change, WriteSet};
+
+/// Processes that are being settled at once: enough to share syncs, few enough to leave room for
+/// what else is asked of the store.
+const IN_FLIGHT_MAX: usize = 128;
+
+/// What is to be done about one process.
+pub(super) enum Examined {
+    /// Nothing, or it is done.
+    Done(String, RecoveryStep),
+    /// Something that takes a commit.
+    Todo(Task),
+}
+
+/// What was found on one page.
+#[derive(Default)]
+pub(super) struct Page {
+    pub(super) found: Vec<Examined>,
+    /// Owners that a lease names.
+    named: HashSet<OwnerNumber>,
+    /// Not every process could be read.
+    damaged: bool,
+    /// Where the next one begins.
+    next: Option<Vec<u8>>,
+}
 
 /// One walk over the processes that have not ended.
 pub(super) struct Sweep<'a> {
@@ -23,16 +54,11 @@ pub(super) struct Sweep<'a> {
     report: RecoveryReport,
     /// Owners that a lease still names.
     named: HashSet<OwnerNumber>,
-}
-
-/// What is to be done with one process.
-pub(super) struct Task {
-    pub(super) id: String,
-    pub(super) row: Row,
-    pub(super) action: RecoveryAction,
-    /// Its lease names this runtime, which no longer executes it.
-    pub(super) orphaned: Option<crate::model::FencingToken>,
-    pub(super) cancel_for_parent: Option<String>,
+    damaged: bool,
+    slow: SlowEngines,
+    running: JoinSet<Result<RecoveryStep>>,
+    /// Whom they are about.
+    ids: HashMap<tokio::task::Id, String>,
 }
 
 impl<'a> Sweep<'a> {
@@ -41,6 +67,10 @@ impl<'a> Sweep<'a> {
             shared,
             report: RecoveryReport::default(),
             named: HashSet::new(),
+            damaged: false,
+            slow: SlowEngines::default(),
+            running: JoinSet::new(),
+            ids: HashMap::new(),
         }
     }
 
@@ -50,162 +80,63 @@ impl<'a> Sweep<'a> {
             if self.shared.is_shutting_down() {
                 return Err(Error::ShuttingDown);
             }
-            let (tasks, next) = self.page(after.as_deref())?;
-            self.carry_out(tasks).await;
-            match next {
-                Some(key) => after = Some(key),
-                None => break,
+            let shared = Arc::clone(self.shared);
+            let page = blocking(move || shared.recovery_page(after.as_deref())).await?;
+            after = page.next.clone();
+            self.take(page).await;
+            if after.is_none() {
+                break;
             }
-            // Other calls go first.
-            tokio::task::yield_now().await;
         }
-        self.forget_owners().await;
+        while self.one_done().await {}
+        if !self.damaged {
+            self.forget_owners().await;
+        }
         Ok(self.report)
     }
 
-    fn page(&mut self, after: Option<&[u8]>) -> Result<(Vec<Task>, Option<Vec<u8>>)> {
-        let view = self.shared.view()?;
-        let rows = view.rows(&Index::Running, after, SWEEP_PAGE)?;
-        let next = (rows.len() == SWEEP_PAGE)
-            .then(|| rows.last().map(|(key, _)| key.to_vec()))
-            .flatten();
-        let mut tasks = Vec::new();
-        for (_, row) in rows {
-            if let Some(summary) = view.summary(row)?
-                && let Some(task) = self.examine(&view, summary)?
-            {
-                tasks.push(task);
+    async fn take(&mut self, page: Page) {
+        self.named.extend(page.named);
+        self.damaged |= page.damaged;
+        for examined in page.found {
+            match examined {
+                Examined::Done(id, step) => self.report.note(id, step),
+                Examined::Todo(task) => {
+                    while self.running.len() >= IN_FLIGHT_MAX {
+                        self.one_done().await;
+                    }
+                    let id = task.id.clone();
+                    let (shared, slow) = (Arc::clone(self.shared), self.slow.clone());
+                    let handle = self
+                        .running
+                        .spawn(async move { carry_out(&shared, task, &slow).await });
+                    self.ids.insert(handle.id(), id);
+                }
             }
         }
-        Ok((tasks, next))
     }
 
-    fn examine(&mut self, view: &View, summary: ProcessSummary) -> Result<Option<Task>> {
-        let ProcessSummary { head, facts, edges } = summary;
-        if let Some(lease) = edges.lease {
-            self.named.insert(lease.owner);
-        }
-        let cancel_for_parent = self.parent_wants_cancel(view, &head, &facts)?;
-        if self.shared.has_task(head.row.incarnation) {
-            // It is executed, or code of a lost execution still runs: nothing is begun beside it.
-            return Ok(cancel_for_parent.map(|by| Task {
-                id: head.id.clone(),
-                row: head.row,
-                action: RecoveryAction::Leave(LeaveReason::Leased),
-                orphaned: None,
-                cancel_for_parent: Some(by),
-            }));
-        }
-        let own = self.shared.owner().map(|owner| owner.number);
-        let ours = edges.lease.filter(|lease| Some(lease.owner) == own);
-        let claimed = self.shared.is_claimed(head.row.incarnation);
-        let orphaned = ours.filter(|_| !claimed).map(|lease| lease.token);
-        let lease = match (ours, orphaned) {
-            (_, Some(_)) => LeaseStanding::Held(OwnerStanding::Dead),
-            // In use here, whatever a wall clock that has jumped says of its expiry.
-            (Some(_), None) => LeaseStanding::Held(OwnerStanding::Live),
-            (None, None) => view.lease_standing(edges.lease)?,
+    /// Waits for one of those that are being settled; whether there was one.
+    async fn one_done(&mut self) -> bool {
+        let Some(done) = self.running.join_next_with_id().await else {
+            return false;
         };
-        let engine_registered = head
-            .engine_kind
-            .as_deref()
-            .is_some_and(|kind| self.shared.engine(kind).is_some());
-        let (id, row, priority) = (head.id.clone(), head.row, head.priority);
-        let kind = head.engine_kind.clone();
-        let action = recover(
-            &head.without_body(),
-            &facts.state,
-            RecoveryFacts {
-                lease,
-                engine_registered,
-                now_ms: view.now_ms(),
-            },
-        );
-        match action {
-            RecoveryAction::Leave(reason) => {
-                self.report.note(&id, RecoveryStep::Left { reason });
-                if cancel_for_parent.is_none() {
-                    return Ok(None);
-                }
-            }
-            RecoveryAction::Queue {
-                reason,
-                not_before_ms,
-            } if reason != StartReason::Recovery => {
-                if let Some(kind) = kind {
-                    self.shared.enqueue_entry(QueueEntry {
-                        id: Arc::from(id.as_str()),
-                        row,
-                        kind: Arc::from(kind),
-                        priority,
-                        not_before_ms,
-                    });
-                }
-                self.report.note(&id, RecoveryStep::Queued { reason });
-                if cancel_for_parent.is_none() {
-                    return Ok(None);
-                }
-            }
-            RecoveryAction::Queue { .. }
-            | RecoveryAction::Abandon { .. }
-            | RecoveryAction::Cancel
-            | RecoveryAction::ExhaustRecoveries
-            | RecoveryAction::TimeOut => {}
-        }
-        Ok(Some(Task {
-            id,
-            row,
-            action,
-            orphaned,
-            cancel_for_parent,
-        }))
-    }
-
-    /// A tree cancel that a crash interrupted is completed here.
-    fn parent_wants_cancel(
-        &self,
-        view: &View,
-        head: &crate::store::codec::stored::HeadFacts,
-        facts: &crate::store::codec::stored::StateFacts,
-    ) -> Result<Option<String>> {
-        let Some(parent) = &head.provenance.parent else {
-            return Ok(None);
+        let (task, step) = match done {
+            Ok((task, Ok(step))) => (task, Ok(step)),
+            Ok((task, Err(error))) => (task, Err(error.to_string())),
+            Err(error) => (error.id(), Err(error.to_string())),
         };
-        if parent.detached || facts.state.cancel_request.is_some() {
-            return Ok(None);
+        let id = self.ids.remove(&task).unwrap_or_default();
+        let step = step.unwrap_or_else(|error| {
+            warn!(process = %id, %error, "not recovered");
+            RecoveryStep::Unsettled
+        });
+        if matches!(step, RecoveryStep::Queued { .. }) {
+            // Whoever was only put back into the queue took no commit.
+            self.report.since_open.released += 1;
         }
-        use crate::store::read::IdEntry;
-        let cancelled = match view.id(&parent.process_id)? {
-            Some(IdEntry::Live(row)) if row.incarnation == parent.incarnation => {
-                view.front(row)?.is_some_and(|front| front.cancel_requested)
-            }
-            Some(_) | None => false,
-        };
-        Ok(cancelled.then(|| format!("parent {}", parent.process_id)))
-    }
-
-    async fn carry_out(&mut self, tasks: Vec<Task>) {
-        let mut commits = Vec::new();
-        for task in tasks {
-            if let Some(by) = task.cancel_for_parent {
-                if let Err(error) = self.shared.cancel(&task.id, Some(by), None).await {
-                    warn!(process = %task.id, %error, "child not cancelled");
-                }
-                continue;
-            }
-            let shared = Arc::clone(self.shared);
-            let id = task.id.clone();
-            // Sent one after the other and awaited together: they share syncs.
-            commits.push((id, tokio::spawn(async move { settle(&shared, task).await })));
-        }
-        for (id, commit) in commits {
-            match commit.await {
-                Ok(Ok(Some(step))) => self.report.note(&id, step),
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => warn!(process = %id, %error, "not recovered"),
-                Err(error) => warn!(process = %id, %error, "recovery of it panicked"),
-            }
-        }
+        self.report.note(id, step);
+        true
     }
 
     /// Forgets owners of earlier opens that no lease names any more.
@@ -245,4 +176,129 @@ impl<'a> Sweep<'a> {
             warn!(?error, "dead owners not forgotten");
         }
     }
+}
+
+impl Shared {
+    /// Looks at one page of the processes that have not ended. Blocks.
+    pub(super) fn recovery_page(&self, after: Option<&[u8]>) -> Result<Page> {
+        let view = self.view()?;
+        let rows = view.rows(&Index::Running, after, SWEEP_PAGE)?;
+        let mut page = Page {
+            next: (rows.len() == SWEEP_PAGE)
+                .then(|| rows.last().map(|(key, _)| key.to_vec()))
+                .flatten(),
+            ..Page::default()
+        };
+        for (_, row) in rows {
+            let examined = self.examine_row(&view, row, &mut page.named);
+            page.found.push(examined.unwrap_or_else(|error| {
+                page.damaged = true;
+                let id = format!("incarnation {}", row.incarnation);
+                warn!(process = %id, %error, "cannot be read, and is not recovered");
+                Examined::Done(id, RecoveryStep::Unsettled)
+            }));
+        }
+        Ok(page)
+    }
+
+    fn examine_row(
+        &self,
+        view: &View,
+        row: Row,
+        named: &mut HashSet<OwnerNumber>,
+    ) -> Result<Examined> {
+        let summary = view.summary(row)?.ok_or_else(|| Error::Corrupted {
+            what: "it runs, and nothing is known of it".to_owned(),
+        })?;
+        if let Some(lease) = summary.edges.lease {
+            named.insert(lease.owner);
+        }
+        self.examine(view, summary)
+    }
+
+    fn examine(&self, view: &View, summary: ProcessSummary) -> Result<Examined> {
+        let ProcessSummary { head, facts, edges } = summary;
+        let (id, row) = (head.id.clone(), head.row);
+        let todo = |id, work| Examined::Todo(Task { id, row, work });
+        // Its recovery, if it needs any after that, is the next sweep's.
+        if let Some(by) = parent_wants_cancel(view, &head, &facts)? {
+            return Ok(todo(id, Work::Cancel { by }));
+        }
+        if self.has_task(row.incarnation) {
+            // It is executed, or code of a lost execution still runs: nothing is begun beside it.
+            let reason = LeaveReason::Leased;
+            return Ok(Examined::Done(id, RecoveryStep::Left { reason }));
+        }
+        let own = self.owner().map(|owner| owner.number);
+        let ours = edges.lease.filter(|lease| Some(lease.owner) == own);
+        let claimed = self.is_claimed(row.incarnation);
+        let orphaned = ours.filter(|_| !claimed).map(|lease| lease.token);
+        let standing = match (ours, orphaned) {
+            (_, Some(_)) => LeaseStanding::Held(OwnerStanding::Dead),
+            // In use here, whatever a wall clock that has jumped says of its expiry.
+            (Some(_), None) => LeaseStanding::Held(OwnerStanding::Live),
+            (None, None) => view.lease_standing(edges.lease)?,
+        };
+        let kind = head.engine_kind.clone();
+        let priority = head.priority;
+        let facts_of_it = RecoveryFacts {
+            lease: standing,
+            engine_registered: kind
+                .as_deref()
+                .is_some_and(|kind| self.engine(kind).is_some()),
+            now_ms: view.now_ms(),
+        };
+        let action = recover(&head.without_body(), &facts.state, facts_of_it);
+        Ok(match action {
+            RecoveryAction::Leave(reason) => Examined::Done(id, RecoveryStep::Left { reason }),
+            RecoveryAction::Queue {
+                reason,
+                not_before_ms,
+            } => {
+                if let Some(kind) = kind {
+                    self.enqueue_entry(QueueEntry {
+                        id: Arc::from(id.as_str()),
+                        row,
+                        kind: Arc::from(kind),
+                        priority,
+                        not_before_ms,
+                    });
+                }
+                Examined::Done(id, RecoveryStep::Queued { reason })
+            }
+            RecoveryAction::Release { .. }
+            | RecoveryAction::Abandon { .. }
+            | RecoveryAction::Cancel
+            | RecoveryAction::ExhaustRecoveries
+            | RecoveryAction::TimeOut => {
+                let work = Work::Settle {
+                    action,
+                    lease: edges.lease,
+                    orphaned,
+                };
+                todo(id, work)
+            }
+        })
+    }
+}
+
+/// A tree cancel that a crash interrupted is completed here.
+fn parent_wants_cancel(
+    view: &View,
+    head: &HeadFacts,
+    facts: &StateFacts,
+) -> Result<Option<String>> {
+    let Some(parent) = &head.provenance.parent else {
+        return Ok(None);
+    };
+    if parent.detached || facts.state.cancel_request.is_some() {
+        return Ok(None);
+    }
+    let cancelled = match view.id(&parent.process_id)? {
+        Some(IdEntry::Live(row)) if row.incarnation == parent.incarnation => {
+            view.front(row)?.is_some_and(|front| front.cancel_requested)
+        }
+        Some(_) | None => false,
+    };
+    Ok(cancelled.then(|| format!("parent {}", parent.process_id)))
 }
