@@ -7,7 +7,7 @@ mod engines;
 mod model;
 mod store;
 
-pub use actors::{RecoveryReport, RecoveryStep, ShutdownReport};
+pub use actors::{RecoveryReport, RecoveryStep, RecoveryTotals, ShutdownReport};
 pub use api::{
     ChangeFeed, Effect, EffectController, EffectExecution, EffectOutcome, InMemoryStore,
     InlineEffects, JournaledEffects, ProcessWorkObserver, Processes, ScopedEffectController,

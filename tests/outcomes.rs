@@ -364,7 +364,7 @@ async fn external_work_is_ended_by_who_may_and_how() {
                 owner: None,
                 proof: AbandonProof::Unowned,
                 requested_by: None,
-                survivors: Vec::new(),
+                survivors: None,
                 epoch_ms: 0,
             },
         };

@@ -564,7 +564,12 @@ async fn a_dropped_runtime_is_a_crash_even_while_handles_to_it_live_on() {
             ProcessAwaitOutput::success(2)
         );
         assert_eq!(old.get("p").await, Err(Error::ShuttingDown));
-        let log = ["process.started", "process.started", "process.completed"];
+        let log = [
+            "process.started",
+            "process.owner_lost",
+            "process.started",
+            "process.completed",
+        ];
         assert_eq!(
             event_types(&processes, "p").await,
             log,

@@ -30,4 +30,4 @@ pub(crate) mod work;
 pub(crate) use open::Runtime;
 pub use open::ShutdownReport;
 pub(crate) use reaper::SWEEP_EVERY_MIN;
-pub use reaper::{RecoveryReport, RecoveryStep};
+pub use reaper::{RecoveryReport, RecoveryStep, RecoveryTotals};

@@ -7,9 +7,9 @@ use super::process::{Answer, HostCommand};
 use super::runtime::Shared;
 use crate::model::limits::EVENTS_PAGE_MAX;
 use crate::model::{
-    CompletionAuthority, Error, ObservedProcess, Page, PageRequest, ProcessAwaitOutput,
+    CompletionAuthority, Error, Lifecycle, ObservedProcess, Page, PageRequest, ProcessAwaitOutput,
     ProcessCancelSummary, ProcessEvent, ProcessListFilter, ProcessRecord, ProcessStatus,
-    QueuedReason, Result, SessionScope, ids,
+    QueuedReason, RecoveryDisposition, Result, SessionScope, ids,
 };
 use crate::store::keys::Row;
 use crate::store::read::{IdEntry, Index, LoadedProcess, View};
@@ -69,6 +69,15 @@ impl Shared {
 
     /// Adds what only the runtime knows about a process.
     pub(super) fn complete(&self, process: &mut ObservedProcess) {
+        let unregistered = |kind: &String| self.engine(kind).is_none();
+        if process.lifecycle == Lifecycle::Running
+            && process.disposition == RecoveryDisposition::OwnerBound
+            && process.engine_kind.as_ref().is_some_and(unregistered)
+            && !process.lease.as_ref().is_some_and(|lease| lease.live)
+        {
+            // Started or not, recovery leaves it to the runtime that has its engine.
+            process.facets.queued = true;
+        }
         if process.facets.queued {
             process.queued_reason = match &process.engine_kind {
                 Some(kind) if self.engine(kind).is_none() => {

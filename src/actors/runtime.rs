@@ -15,7 +15,7 @@ use super::elapsed::Elapsed;
 use super::hub::Hub;
 use super::owning::Owning;
 use super::process::{Activation, Answer, CommandCall, HostCommand, ProcessActor, ProcessMsg};
-use super::reaper::ReaperMsg;
+use super::reaper::{Attention, ReaperMsg};
 use super::registry::RegistryMsg;
 use crate::engines::ProcessEngine;
 use crate::model::record::Registration;
@@ -102,6 +102,7 @@ pub(crate) struct Shared {
     /// Incarnations whose lease is being claimed or is in use here, and how often.
     claims: DashMap<Incarnation, usize>,
     pub(super) elapsed: Elapsed,
+    pub(super) attention: Attention,
     actors: OnceLock<Actors>,
     commands: Arc<Semaphore>,
     command_kib: Arc<Semaphore>,
@@ -138,6 +139,7 @@ impl Shared {
             tasks: DashMap::new(),
             claims: DashMap::new(),
             elapsed: Elapsed::default(),
+            attention: Attention::default(),
             actors: OnceLock::new(),
             shutting_down: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -287,8 +289,19 @@ impl Shared {
         });
     }
 
-    /// Has the reaper look at what is to be recovered, soon.
+    /// Has the reaper look at one process, soon.
+    pub(crate) fn look_at(&self, row: Row) {
+        self.attention.note(row);
+        self.wake_reaper();
+    }
+
+    /// Has the reaper look at every process that has not ended, soon.
     pub(crate) fn sweep_soon(&self) {
+        self.attention.note_everything();
+        self.wake_reaper();
+    }
+
+    fn wake_reaper(&self) {
         if let Some(actors) = self.actors.get() {
             let _ = actors.reaper.cast(ReaperMsg::SweepSoon);
         }

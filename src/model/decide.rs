@@ -25,7 +25,7 @@ use super::limits::{
     EXTERNAL_REF_BYTES_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, OPEN_WAITS_MAX, SIGNAL_EVENT_PREFIX,
     TEXT_BYTES_MAX,
 };
-use super::output::{ProcessAwaitOutput, ProcessError};
+use super::output::{AbandonProof, ProcessAwaitOutput, ProcessError, Survivor};
 use super::record::{ProcessState, Registration, Writer};
 use super::request::RecoveryDisposition;
 
@@ -68,6 +68,13 @@ pub(crate) enum Command {
         token: FencingToken,
         retry_at_ms: u64,
         error: ProcessError,
+    },
+    /// Record that its owner is gone, and make it ready for another.
+    LoseOwner {
+        owner: Option<ProcessOwner>,
+        token: FencingToken,
+        proof: AbandonProof,
+        survivors: Option<Vec<Survivor>>,
     },
     /// End it.
     Finish {
@@ -184,6 +191,23 @@ pub(crate) fn decide(
         } => {
             require_holder(registration, state, facts, token)?;
             schedule_retry(registration, state, retry_at_ms, &error)
+        }
+        Command::LoseOwner {
+            owner,
+            token,
+            proof,
+            survivors,
+        } => {
+            require_lost(registration, state, facts, token, proof)?;
+            commit(
+                RuntimeEvent::OwnerLost {
+                    owner,
+                    fencing_token: token,
+                    proof,
+                    survivors,
+                },
+                LeaseChange::Pass(token),
+            )
         }
         Command::Finish { output, finisher } => {
             finish(registration, state, output, finisher, facts)
@@ -390,6 +414,20 @@ fn begin(
             "first for the first attempt and for no other",
         ));
     }
+    if (reason == StartReason::Recovery) != state.owner_lost.is_some() {
+        return Err(of_process(
+            "gives a reason that is not that of its attempt",
+            "recovery after the loss of an owner and after nothing else",
+        ));
+    }
+    let going_on = state.attempt > 0 && state.retry_pause.is_none() && state.owner_lost.is_none();
+    if facts.holder.is_some() && going_on {
+        // Claimed over its head, the loss of its owner would count against nothing.
+        return Err(of_process(
+            "comes before the loss of its owner is recorded",
+            "a lease that is free",
+        ));
+    }
     commit(
         RuntimeEvent::Started {
             owner,
@@ -559,6 +597,34 @@ pub(super) fn require_claim(
         process_id: registration.id.clone(),
         token: token.get(),
     })
+}
+
+/// What an owner is lost by: its lease can be claimed now, and an attempt of its was going on.
+fn require_lost(
+    registration: &Registration,
+    state: &ProcessState,
+    facts: Facts,
+    token: FencingToken,
+    proof: AbandonProof,
+) -> Result<()> {
+    require_running(registration, state)?;
+    if registration.disposition != RecoveryDisposition::Rerunnable {
+        return Err(illegal(
+            registration,
+            "only rerunnable work outlives its owner",
+        ));
+    }
+    let proven = matches!(proof, AbandonProof::StoreEpoch | AbandonProof::Lapse);
+    let going_on = state.attempt > 0 && state.retry_pause.is_none() && state.owner_lost.is_none();
+    if !proven || !going_on || facts.holder.is_none() {
+        return Err(Error::invalid(
+            "owner",
+            "is not one that can be lost",
+            "the holder of a lease under which an attempt was going on",
+        )
+        .for_process(&registration.id));
+    }
+    require_claim(registration, facts, token)
 }
 
 pub(super) fn illegal(registration: &Registration, reason: &str) -> Error {

@@ -8,7 +8,9 @@ use super::ids::{FencingToken, Incarnation};
 use super::json::{self, Payload};
 use super::lease::ProcessOwner;
 use super::limits::{RUNTIME_EVENT_PREFIX, SIGNAL_EVENT_PREFIX};
-use super::output::{AbandonEvidence, FailureClass, ProcessAwaitOutput, ProcessError};
+use super::output::{
+    AbandonEvidence, AbandonProof, FailureClass, ProcessAwaitOutput, ProcessError, Survivor,
+};
 use super::scope::SessionScope;
 
 /// A fact in one process's log.
@@ -241,6 +243,17 @@ pub(crate) enum RuntimeEvent {
     RetryScheduled {
         retry_at_ms: u64,
         error: ProcessError,
+    },
+    #[serde(rename = "process.owner_lost")]
+    OwnerLost {
+        /// Absent where nothing is known of it but that it is gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<ProcessOwner>,
+        /// The token under which the lease was taken from it.
+        fencing_token: FencingToken,
+        proof: AbandonProof,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        survivors: Option<Vec<Survivor>>,
     },
     #[serde(rename = "process.completed")]
     Completed {

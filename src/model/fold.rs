@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::event::{EventBody, RuntimeEvent, StartReason, TerminalAuthority, WaitResult};
 use super::output::ProcessAwaitOutput;
 use super::record::{
-    AbandonRequest, CancelRequest, FirstStart, ProcessState, ProcessStatus, Registration,
-    RetryPause, SignalWait,
+    AbandonRequest, CancelRequest, FirstStart, OwnerLoss, ProcessState, ProcessStatus,
+    Registration, RetryPause, SignalWait,
 };
 use super::request::RecoveryDisposition;
 
@@ -104,6 +104,9 @@ fn apply_runtime(
             if (*reason == StartReason::First) != (*attempt == 1) {
                 return Err("the first attempt is the one that is started first");
             }
+            if (*reason == StartReason::Recovery) != state.owner_lost.is_some() {
+                return Err("a recovery follows on the loss of an owner, and nothing else does");
+            }
             match registration.disposition {
                 RecoveryDisposition::ExternallyOwned => {
                     return Err("externally owned work is never started here");
@@ -114,11 +117,9 @@ fn apply_runtime(
                 RecoveryDisposition::OwnerBound | RecoveryDisposition::Rerunnable => {}
             }
             state.attempt = *attempt;
-            if *reason == StartReason::Recovery {
-                state.recoveries = state.recoveries.saturating_add(1);
-            }
             state.waits.clear();
             state.retry_pause = None;
+            state.owner_lost = None;
             state.first_started.get_or_insert_with(|| FirstStart {
                 at_ms,
                 owner: owner.clone(),
@@ -200,6 +201,24 @@ fn apply_runtime(
                 error: error.clone(),
             });
         }
+        RuntimeEvent::OwnerLost {
+            owner,
+            fencing_token: _,
+            proof: _,
+            survivors: _,
+        } => {
+            require_attempt(state)?;
+            if registration.disposition != RecoveryDisposition::Rerunnable {
+                return Err("only rerunnable work outlives its owner");
+            }
+            // Counted here and nowhere else: once, however often recovery is interrupted.
+            state.recoveries = state.recoveries.saturating_add(1);
+            state.waits.clear();
+            state.owner_lost = Some(OwnerLoss {
+                at_ms,
+                owner: owner.clone(),
+            });
+        }
         RuntimeEvent::Completed { authority, .. } => {
             require_authority(registration, authority)?;
             if matches!(authority, TerminalAuthority::Lease { .. }) {
@@ -279,14 +298,15 @@ pub(crate) fn terminal_output(
             | RuntimeEvent::CancelRequested { .. }
             | RuntimeEvent::AbandonRequested { .. }
             | RuntimeEvent::ExternalRefSet { .. }
-            | RuntimeEvent::RetryScheduled { .. } => None,
+            | RuntimeEvent::RetryScheduled { .. }
+            | RuntimeEvent::OwnerLost { .. } => None,
         },
     }
 }
 
 /// What only an execution can say needs one that is going on: started, and not between attempts.
 fn require_attempt(state: &ProcessState) -> Result<(), &'static str> {
-    if state.attempt == 0 || state.retry_pause.is_some() {
+    if state.attempt == 0 || state.retry_pause.is_some() || state.owner_lost.is_some() {
         return Err("no attempt is going on");
     }
     Ok(())
@@ -335,6 +355,7 @@ fn require_abandon_authority(
 fn end(state: &mut ProcessState, output: ProcessAwaitOutput) {
     state.waits.clear();
     state.retry_pause = None;
+    state.owner_lost = None;
     state.status = Arc::new(ProcessStatus::Terminal { output });
 }
 
@@ -349,6 +370,7 @@ fn name_of(body: &EventBody) -> &str {
             RuntimeEvent::AbandonRequested { .. } => "process.abandon_requested",
             RuntimeEvent::ExternalRefSet { .. } => "process.external_ref_set",
             RuntimeEvent::RetryScheduled { .. } => "process.retry_scheduled",
+            RuntimeEvent::OwnerLost { .. } => "process.owner_lost",
             RuntimeEvent::Completed { .. } => "process.completed",
             RuntimeEvent::Failed { .. } => "process.failed",
             RuntimeEvent::Cancelled { .. } => "process.cancelled",

@@ -69,7 +69,7 @@ pub use output::{
     Survivor, TerminalState,
 };
 pub use record::{
-    AbandonRequest, CancelRequest, FirstStart, ProcessCancelSummary, ProcessParent,
+    AbandonRequest, CancelRequest, FirstStart, OwnerLoss, ProcessCancelSummary, ProcessParent,
     ProcessProvenance, ProcessRecord, ProcessStatus, ProcessWait, RetryPause, SignalWait,
 };
 pub use recovery::LeaveReason;

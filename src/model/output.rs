@@ -243,9 +243,11 @@ pub struct AbandonEvidence {
     /// Who had asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_by: Option<String>,
-    /// What was found alive.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub survivors: Vec<Survivor>,
+    /// What was found alive of its last attempt, and empty where nothing was. Absent where nobody
+    /// looked: its engine is not registered here or did not answer in time, its log could not be
+    /// read, somebody else executed it, or its owner stopped it itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub survivors: Option<Vec<Survivor>>,
     /// When it was written, milliseconds since the epoch.
     pub epoch_ms: u64,
 }

@@ -201,6 +201,16 @@ pub struct RetryPause {
     pub error: ProcessError,
 }
 
+/// The loss of an owner, as recorded: the process waits for its next attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerLoss {
+    /// When it was recorded, milliseconds since the epoch.
+    pub at_ms: u64,
+    /// Who was lost; absent where nothing was known of it but that it was gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<ProcessOwner>,
+}
+
 /// Running, or how it ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
@@ -242,13 +252,15 @@ pub(crate) struct ProcessState {
     pub(crate) attempt: u32,
     /// Attempts that ended in a failure that was retried.
     pub(crate) retries: u32,
-    /// Attempts that lost their owner and were followed by another.
+    /// Attempts that lost their owner and may be followed by another.
     pub(crate) recoveries: u32,
     pub(crate) first_started: Option<FirstStart>,
     pub(crate) cancel_request: Option<CancelRequest>,
     pub(crate) abandon_request: Option<AbandonRequest>,
     pub(crate) waits: Vec<SignalWait>,
     pub(crate) retry_pause: Option<RetryPause>,
+    /// The last attempt lost its owner, and no other has begun since.
+    pub(crate) owner_lost: Option<OwnerLoss>,
     pub(crate) external_ref: Option<Value>,
     pub(crate) status: Arc<ProcessStatus>,
 }
@@ -267,6 +279,7 @@ impl ProcessState {
             abandon_request: None,
             waits: Vec::new(),
             retry_pause: None,
+            owner_lost: None,
             external_ref: None,
             status: Arc::new(ProcessStatus::Running),
         }
@@ -334,7 +347,7 @@ pub struct ProcessRecord {
     pub attempt: u32,
     /// How often a failed attempt was followed by a retry.
     pub retries: u32,
-    /// How often an attempt that lost its owner was followed by another.
+    /// How often an attempt lost its owner and the process was made ready for another.
     pub recoveries: u32,
     /// When it was started for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -351,6 +364,9 @@ pub struct ProcessRecord {
     /// The pause before its next attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_pause: Option<RetryPause>,
+    /// Its last attempt lost its owner, and no other has begun since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_lost: Option<OwnerLoss>,
     /// What it is called elsewhere.
     #[serde(
         default,
@@ -393,6 +409,7 @@ impl ProcessRecord {
             abandon_request: state.abandon_request,
             wait: wait_of(state.waits),
             retry_pause: state.retry_pause,
+            owner_lost: state.owner_lost,
             external_ref: state.external_ref,
             status: Arc::unwrap_or_clone(state.status),
         }

@@ -35,6 +35,8 @@ pub(crate) enum RecoveryAction {
         reason: StartReason,
         not_before_ms: u64,
     },
+    /// Record that its owner is gone, and take its lease: then it is ready for its next attempt.
+    Release { proof: AbandonProof },
     /// End it as abandoned.
     Abandon {
         writer: AbandonWriter,
@@ -113,6 +115,11 @@ fn recover_owner_bound(
     lost: Option<AbandonProof>,
 ) -> RecoveryAction {
     if state.attempt > 0 {
+        // Its engine alone can look for what the attempt left behind; it waits for it, unless
+        // somebody wants it ended as it is.
+        if !facts.engine_registered && state.cancel_request.is_none() {
+            return RecoveryAction::Leave(LeaveReason::UnregisteredEngine);
+        }
         return match lost {
             // Nothing but its lapse speaks against the owner: it may still be at work.
             Some(AbandonProof::Lapse) => RecoveryAction::Leave(LeaveReason::Stale),
@@ -161,21 +168,23 @@ fn recover_rerunnable(
     if time_left_ms(registration, state, facts.started_for_ms) == Some(0) {
         return RecoveryAction::TimeOut;
     }
-    match (lost, &state.retry_pause) {
-        (Some(_), _) if state.recoveries >= registration.retry.recoveries_max => {
-            RecoveryAction::ExhaustRecoveries
-        }
-        (Some(_), _) => RecoveryAction::Queue {
-            reason: StartReason::Recovery,
-            not_before_ms: 0,
-        },
-        (None, Some(pause)) => RecoveryAction::Queue {
+    if let Some(pause) = &state.retry_pause {
+        return RecoveryAction::Queue {
             reason: StartReason::Retry,
             not_before_ms: pause.retry_at_ms,
-        },
-        (None, None) => RecoveryAction::Queue {
-            reason: StartReason::Released,
-            not_before_ms: 0,
-        },
+        };
+    }
+    let ready = |reason| RecoveryAction::Queue {
+        reason,
+        not_before_ms: 0,
+    };
+    match lost {
+        // Counted when it was recorded.
+        _ if state.owner_lost.is_some() => ready(StartReason::Recovery),
+        Some(_) if state.recoveries >= registration.retry.recoveries_max => {
+            RecoveryAction::ExhaustRecoveries
+        }
+        Some(proof) => RecoveryAction::Release { proof },
+        None => ready(StartReason::Released),
     }
 }

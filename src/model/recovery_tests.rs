@@ -21,6 +21,13 @@ const FIRST: RecoveryAction = RecoveryAction::Queue {
     reason: StartReason::First,
     not_before_ms: 0,
 };
+/// The loss is recorded first.
+const LAPSED_LOSS: RecoveryAction = RecoveryAction::Release {
+    proof: AbandonProof::Lapse,
+};
+const DEAD_LOSS: RecoveryAction = RecoveryAction::Release {
+    proof: AbandonProof::StoreEpoch,
+};
 const AFTER_LOSS: RecoveryAction = RecoveryAction::Queue {
     reason: StartReason::Recovery,
     not_before_ms: 0,
@@ -142,19 +149,31 @@ fn rows() -> Vec<Row> {
             "started",
             Rerunnable,
             started(),
-            [AFTER_SHUTDOWN, LEASED, AFTER_LOSS, AFTER_LOSS],
+            [AFTER_SHUTDOWN, LEASED, LAPSED_LOSS, DEAD_LOSS],
         ),
         (
             "waiting",
             Rerunnable,
             started().waiting(),
-            [AFTER_SHUTDOWN, LEASED, AFTER_LOSS, AFTER_LOSS],
+            [AFTER_SHUTDOWN, LEASED, LAPSED_LOSS, DEAD_LOSS],
         ),
         (
             "pause",
             Rerunnable,
             started().backing_off(),
-            [AFTER_PAUSE, LEASED, AFTER_LOSS, AFTER_LOSS],
+            [AFTER_PAUSE, LEASED, AFTER_PAUSE, AFTER_PAUSE],
+        ),
+        (
+            "loss recorded",
+            Rerunnable,
+            started().owner_lost(),
+            [AFTER_LOSS, LEASED, AFTER_LOSS, AFTER_LOSS],
+        ),
+        (
+            "loss recorded, cancel",
+            Rerunnable,
+            started().owner_lost().cancel_asked(),
+            [CANCEL, LEASED, CANCEL, CANCEL],
         ),
         (
             "new, cancel",
@@ -248,13 +267,17 @@ fn the_reaper_does_what_the_table_of_the_contract_says() {
 }
 
 #[test]
-fn without_its_engine_a_process_is_neither_claimed_nor_run() {
+fn without_its_engine_a_process_is_neither_claimed_nor_ended_unless_somebody_asked_for_it() {
     for (name, disposition, state, wanted) in rows() {
         let registration = registration(disposition);
         for (lease, action) in [FREE, LIVE, LAPSED, DEAD].into_iter().zip(wanted) {
-            // What would have been queued stays where it is; nothing else depends on the engine.
+            // What would have been queued, or ended by nobody's wish, stays where it is.
+            let asked = state.0.cancel_request.is_some() || state.0.abandon_request.is_some();
+            let started_bound = disposition == OwnerBound && state.0.attempt > 0;
             let expected = match action {
-                RecoveryAction::Queue { .. } => NO_ENGINE,
+                RecoveryAction::Queue { .. } | RecoveryAction::Release { .. } => NO_ENGINE,
+                RecoveryAction::Abandon { .. } if !asked => NO_ENGINE,
+                STALE if started_bound && !asked => NO_ENGINE,
                 RecoveryAction::Leave(_)
                 | RecoveryAction::Abandon { .. }
                 | RecoveryAction::Cancel
@@ -296,19 +319,23 @@ fn an_owner_is_lost_so_often_and_no_more() {
     let mut registration = registration(Rerunnable);
     for (recoveries_max, recoveries, wanted) in [
         (0, 0, RecoveryAction::ExhaustRecoveries),
-        (1, 0, AFTER_LOSS),
+        (1, 0, DEAD_LOSS),
         (1, 1, RecoveryAction::ExhaustRecoveries),
-        (16, 15, AFTER_LOSS),
+        (16, 15, DEAD_LOSS),
         (16, 16, RecoveryAction::ExhaustRecoveries),
         (16, 17, RecoveryAction::ExhaustRecoveries),
     ] {
         registration.retry.recoveries_max = recoveries_max;
         let mut state = started().0;
         state.recoveries = recoveries;
-        for lease in [LAPSED, DEAD] {
-            let found = ask(&registration, &state, lease, true);
-            assert_eq!(found, wanted, "{recoveries} of {recoveries_max}, {lease:?}");
-        }
+        let found = ask(&registration, &state, DEAD, true);
+        assert_eq!(found, wanted, "{recoveries} of {recoveries_max}");
+        let found = ask(&registration, &state, LAPSED, true);
+        let again = wanted != RecoveryAction::ExhaustRecoveries;
+        assert_eq!(found, if again { LAPSED_LOSS } else { wanted });
+        // What was recorded is counted already.
+        let lost = State(state.clone()).owner_lost().0;
+        assert_eq!(ask(&registration, &lost, FREE, true), AFTER_LOSS);
         // A graceful shutdown counts against nothing.
         assert_eq!(ask(&registration, &state, FREE, true), AFTER_SHUTDOWN);
     }
@@ -322,7 +349,7 @@ fn a_time_limit_counts_from_the_first_start() {
         registration.timeout = Some(Duration::from_millis(timeout_ms));
         let left = time_left_ms(&registration, &started().0, 1_000);
         assert_eq!(left, Some(timeout_ms - 1_000));
-        let mut wanted = [AFTER_SHUTDOWN, LEASED, AFTER_LOSS, AFTER_LOSS];
+        let mut wanted = [AFTER_SHUTDOWN, LEASED, LAPSED_LOSS, DEAD_LOSS];
         if passed {
             wanted = [RecoveryAction::TimeOut; 4];
             wanted[1] = LEASED;
@@ -370,14 +397,22 @@ fn whatever_the_reaper_decides_can_be_written() {
     for (name, disposition, state, _) in rows() {
         let registration = registration(disposition);
         for lease in [FREE, LAPSED, DEAD] {
-            let output = match ask(&registration, &state.0, lease, true) {
+            let found = ask(&registration, &state.0, lease, true);
+            let output = match found {
                 RecoveryAction::Leave(_) => continue,
+                RecoveryAction::Release { .. } => Err(StartReason::Recovery),
                 RecoveryAction::Queue { reason, .. } => Err(reason),
                 RecoveryAction::Abandon { writer, proof } => Ok(abandoned(writer, proof)),
                 RecoveryAction::Cancel => Ok(cancelled()),
                 RecoveryAction::ExhaustRecoveries | RecoveryAction::TimeOut => Ok(failure()),
             };
             let command = match output {
+                Err(_) if matches!(found, RecoveryAction::Release { .. }) => Command::LoseOwner {
+                    owner: Some(owner()),
+                    token: token(9),
+                    proof: AbandonProof::StoreEpoch,
+                    survivors: None,
+                },
                 Err(reason) => Command::Begin {
                     owner: owner(),
                     token: token(9),

@@ -12,8 +12,8 @@ use super::output::{
     AbandonEvidence, AbandonProof, AbandonWriter, FailureClass, ProcessAwaitOutput, ProcessError,
 };
 use super::record::{
-    AbandonRequest, CancelRequest, FirstStart, ProcessState, ProcessStatus, Registration,
-    RegistrationFacts, RetryPause, SignalWait,
+    AbandonRequest, CancelRequest, FirstStart, OwnerLoss, ProcessState, ProcessStatus,
+    Registration, RegistrationFacts, RetryPause, SignalWait,
 };
 use super::request::{ProcessInput, ProcessStartRequest, RecoveryDisposition, RetryPolicy};
 use super::scope::{ProcessOriginator, SessionScope};
@@ -132,7 +132,7 @@ pub(super) fn abandoned(writer: AbandonWriter, proof: AbandonProof) -> ProcessAw
             owner: Some(owner()),
             proof,
             requested_by: None,
-            survivors: Vec::new(),
+            survivors: None,
             epoch_ms: 5_000,
         },
     }
@@ -170,6 +170,15 @@ impl State {
         self.0.retry_pause = Some(RetryPause {
             retry_at_ms: 9_000,
             error: error(),
+        });
+        self.step()
+    }
+
+    pub(super) fn owner_lost(mut self) -> Self {
+        self.0.recoveries += 1;
+        self.0.owner_lost = Some(OwnerLoss {
+            at_ms: 4_000,
+            owner: Some(owner()),
         });
         self.step()
     }

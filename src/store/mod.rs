@@ -9,7 +9,7 @@ pub(crate) mod kv;
 mod kv_laws;
 #[cfg(test)]
 mod laws;
-mod locks;
+pub(crate) mod locks;
 pub(crate) mod memory_kv;
 pub(crate) mod process_store;
 pub(crate) mod query;

@@ -407,7 +407,7 @@ impl Proc {
             token,
             reason: match self.state.attempt {
                 0 => StartReason::First,
-                _ => StartReason::Recovery,
+                _ => StartReason::Released,
             },
         };
         self.decide(host, command, claimable(token))

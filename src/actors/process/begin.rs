@@ -133,11 +133,12 @@ impl Process {
             } if not_before_ms <= self.shared.steady_ms() => Ok(Some((reason, orphaned))),
             RecoveryAction::Queue { .. } => Ok(None),
             RecoveryAction::Leave(_) => Ok(None),
-            RecoveryAction::Abandon { .. }
+            RecoveryAction::Release { .. }
+            | RecoveryAction::Abandon { .. }
             | RecoveryAction::Cancel
             | RecoveryAction::ExhaustRecoveries
             | RecoveryAction::TimeOut => {
-                self.shared.sweep_soon();
+                self.shared.look_at(self.row);
                 Ok(None)
             }
         }

@@ -88,7 +88,7 @@ impl Process {
             self.drop_execution(token);
             if self.durable.terminal().is_none() {
                 // What it left undone is somebody else's now.
-                self.shared.sweep_soon();
+                self.shared.look_at(self.row);
             }
             return;
         }
@@ -104,7 +104,7 @@ impl Process {
             Ending::Lost => {
                 self.last_outcome = ShutdownOutcome::Unwritten;
                 self.drop_execution(token);
-                self.shared.sweep_soon();
+                self.shared.look_at(self.row);
                 return;
             }
             Ending::Release => {
@@ -253,7 +253,7 @@ impl Process {
                                 .map(|execution| execution.owner.owner.clone()),
                             proof: AbandonProof::Drain,
                             requested_by: None,
-                            survivors: Vec::new(),
+                            survivors: None,
                             epoch_ms: self.shared.now_ms(),
                         },
                     })

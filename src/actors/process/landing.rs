@@ -234,6 +234,7 @@ fn external_owner(command: &Command) -> Option<&SessionScope> {
         | Command::BeginWait { .. }
         | Command::EndWait { .. }
         | Command::ScheduleRetry { .. }
+        | Command::LoseOwner { .. }
         | Command::Finish { .. } => None,
     }
 }

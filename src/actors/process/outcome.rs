@@ -31,7 +31,7 @@ impl Process {
             self.shared.cancel_children(&self.registration);
             if self.durable.terminal().is_none() && self.execution.is_none() {
                 // Whoever executed it may be gone: then the reaper ends it.
-                self.shared.sweep_soon();
+                self.shared.look_at(self.row);
             }
         }
         match work.purpose {
@@ -101,7 +101,7 @@ impl Process {
                 if let Err(error) = answer {
                     info!(process = %self.registration.id, %error, "not started");
                     // What is to be done instead is the reaper's to find out.
-                    self.shared.sweep_soon();
+                    self.shared.look_at(self.row);
                 }
             }
             Purpose::WaitBegun { wait_id } | Purpose::WaitEnded { wait_id } => {
@@ -114,7 +114,7 @@ impl Process {
                     warn!(process = %self.registration.id, %error, "outcome was not written");
                     self.last_outcome = ShutdownOutcome::Unwritten;
                     // Its lease may still name this runtime, which no longer executes it.
-                    self.shared.sweep_soon();
+                    self.shared.look_at(self.row);
                 }
                 self.drop_execution(token);
             }

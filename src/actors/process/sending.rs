@@ -140,6 +140,8 @@ impl Process {
             | Command::RequestCancel { .. }
             | Command::RequestAbandon { .. }
             | Command::SetExternalRef { .. }
+            // The reaper's: it sends them itself.
+            | Command::LoseOwner { .. }
             | Command::Finish { .. } => {}
         }
         for replay in drafts.iter().filter_map(|draft| draft.replay.as_ref()) {

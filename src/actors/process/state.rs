@@ -374,6 +374,7 @@ impl Process {
             | Command::BeginWait { .. }
             | Command::EndWait { .. }
             | Command::ScheduleRetry { .. }
+            | Command::LoseOwner { .. }
             | Command::Finish { .. } => {}
         }
         Ok(facts)

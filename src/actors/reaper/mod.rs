@@ -1,22 +1,29 @@
 //! The reaper: recovery, and what is to be cleaned up.
 //!
-//! It walks the processes that have not ended in bounded pages, each on a view of its own, and does
+//! It walks the processes that have not ended, or those of them that were noted (`attention.rs`), in
+//! bounded pages, each on a view of its own, and does
 //! what the pure rules of `model::recovery` say. What it ends it ends by a commit that carries its
 //! own conditions, so that it need not know what actors are doing meanwhile.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+mod attention;
 mod report;
 mod settle;
+mod survivors;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
-pub use report::{RecoveryReport, RecoveryStep};
+pub(crate) use attention::Attention;
+pub use report::{RecoveryReport, RecoveryStep, RecoveryTotals};
 
+use attention::Scope;
 use sweep::Sweep;
 
 use super::config::{PASSIVATE_AFTER, RETAIN_EVERY};
@@ -52,11 +59,14 @@ pub(crate) struct ReaperState {
     shared: Arc<Shared>,
     sweeping: bool,
     retaining: bool,
+    ticks: u32,
     /// Asked for while a sweep was going on, or too soon after one.
     again: bool,
     /// A timer for that is set.
     delayed: bool,
     waiting: Vec<oneshot::Sender<Result<RecoveryReport>>>,
+    /// What the sweeps of this open have done.
+    totals: Arc<Mutex<RecoveryTotals>>,
 }
 
 impl Actor for Reaper {
@@ -76,9 +86,11 @@ impl Actor for Reaper {
             shared,
             sweeping: false,
             retaining: false,
+            ticks: 0,
             again: false,
             delayed: false,
             waiting: Vec::new(),
+            totals: Arc::default(),
         })
     }
 
@@ -90,9 +102,13 @@ impl Actor for Reaper {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ReaperMsg::Tick => {
+                state.ticks = state.ticks.wrapping_add(1);
                 if state.shared.store.exclusive_epoch().is_none() {
                     // V1: what another host committed, nobody here was told of.
                     state.shared.hub.nudge_all();
+                    state.shared.attention.note_everything();
+                } else if state.ticks.is_multiple_of(EVERYTHING_EVERY) {
+                    state.shared.attention.note_everything();
                 }
                 state.sweep(&myself);
             }
@@ -103,6 +119,7 @@ impl Actor for Reaper {
             }
             ReaperMsg::SweepNow { report } => {
                 state.waiting.push(report);
+                state.shared.attention.note_everything();
                 state.sweep(&myself);
             }
             ReaperMsg::Swept => {
@@ -134,6 +151,10 @@ impl Drop for Over {
         }
     }
 }
+
+/// Of so many sweeps by interval one walks through everything, whatever was noted: minutes, at the
+/// default interval.
+const EVERYTHING_EVERY: u32 = 60;
 
 /// Time over which requests for a sweep are gathered: a process that cannot be claimed must not
 /// keep the reaper, and the disk, busy.
@@ -180,16 +201,25 @@ impl ReaperState {
             self.again = true;
             return;
         }
+        let scope = self.shared.attention.take();
+        if scope == Scope::Rows(Vec::new()) {
+            return;
+        }
         self.sweeping = true;
         let shared = Arc::clone(&self.shared);
         let waiting = std::mem::take(&mut self.waiting);
+        let totals = Arc::clone(&self.totals);
         let over = Over {
             reaper: myself.clone(),
             message: Some(ReaperMsg::Swept),
         };
         tokio::spawn(async move {
             let _over = over;
-            let report = Sweep::new(&shared).run().await;
+            let mut report = Sweep::new(&shared).run(scope).await;
+            if let Ok(report) = &mut report {
+                let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
+                *totals = report.sum_up(*totals);
+            }
             match &report {
                 Ok(report) if report.examined > report.left => {
                     info!(
@@ -198,11 +228,16 @@ impl ReaperState {
                         abandoned = report.abandoned,
                         cancelled = report.cancelled,
                         failed = report.failed,
+                        overtaken = report.overtaken,
+                        unsettled = report.unsettled,
                         "recovery sweep"
                     );
                 }
                 Ok(_) => {}
-                Err(error) => warn!(%error, "recovery sweep failed"),
+                Err(error) => {
+                    shared.attention.note_everything();
+                    warn!(%error, "recovery sweep failed");
+                }
             }
             for waiting in waiting {
                 let _ = waiting.send(report.clone());
@@ -229,20 +264,23 @@ pub(crate) async fn end_by_proof(
     shared: &Arc<Shared>,
     id: &str,
     row: crate::store::keys::Row,
-) -> Result<Option<RecoveryStep>> {
+) -> Result<RecoveryStep> {
     use crate::model::recovery::RecoveryAction;
     use crate::model::{AbandonProof, AbandonWriter};
-    let task = sweep::Task {
+    let lease = shared.view()?.load(row)?.and_then(|it| it.edges.lease);
+    let task = settle::Task {
         id: id.to_owned(),
         row,
-        action: RecoveryAction::Abandon {
-            writer: AbandonWriter::Sweep,
-            proof: AbandonProof::StoreEpoch,
+        work: settle::Work::Settle {
+            action: RecoveryAction::Abandon {
+                writer: AbandonWriter::Sweep,
+                proof: AbandonProof::StoreEpoch,
+            },
+            lease,
+            orphaned: None,
         },
-        orphaned: None,
-        cancel_for_parent: None,
     };
-    settle::settle(shared, task).await
+    settle::carry_out(shared, task, &survivors::SlowEngines::default()).await
 }
 
 /// The shortest interval of sweeps.

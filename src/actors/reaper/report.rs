@@ -9,7 +9,8 @@ use crate::model::{LeaveReason, StartReason};
 #[serde(tag = "action", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RecoveryStep {
-    /// It was put into the queue of its engine.
+    /// It was put into the queue of its engine. Where its last owner was lost, that is durable: its
+    /// lease is free, and the loss is counted.
     Queued {
         /// Why its next attempt begins.
         reason: StartReason,
@@ -20,6 +21,12 @@ pub enum RecoveryStep {
     Cancelled,
     /// It was ended as failed: it lost its owner too often, or its time limit had passed.
     Failed,
+    /// It was asked to stop: its parent had been, and a crash kept the word from it.
+    CancelRequested,
+    /// Somebody else wrote to it first: the next sweep sees what is left to do.
+    Overtaken,
+    /// It could not be read or written, as the log of the runtime says: the next sweep tries again.
+    Unsettled,
     /// It was left as it is.
     Left {
         /// Why.
@@ -27,10 +34,28 @@ pub enum RecoveryStep {
     },
 }
 
-/// What recovery did, process by process.
+/// What recovery has done since the store was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RecoveryTotals {
+    /// Sweeps that went through to their end: the one that every open begins with, those by
+    /// interval, those that were asked for.
+    pub sweeps: u64,
+    /// Processes that were made ready for another attempt after they had lost their owner.
+    pub released: u64,
+    /// Ended as abandoned.
+    pub abandoned: u64,
+    /// Ended as cancelled.
+    pub cancelled: u64,
+    /// Ended as failed.
+    pub failed: u64,
+}
+
+/// What one sweep did, process by process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RecoveryReport {
-    /// Processes that were looked at.
+    /// Processes that were looked at: the sum of all that follow.
     pub examined: u64,
     /// Put into the queue of their engine.
     pub queued: u64,
@@ -40,27 +65,52 @@ pub struct RecoveryReport {
     pub cancelled: u64,
     /// Ended as failed.
     pub failed: u64,
-    /// Left as they are.
+    /// Asked to stop, because their parent had been.
+    pub cancel_requested: u64,
+    /// Written to by somebody else first.
+    pub overtaken: u64,
+    /// Not to be read or written this time.
+    pub unsettled: u64,
+    /// Left as they are: what is executed here among them.
     pub left: u64,
-    /// The first 10,000 of them: id and what was done.
+    /// What was done with each, by id. At most 10,000 are named here, in no particular order; the
+    /// numbers count them all. What cannot be read is named by its incarnation.
     pub processes: Vec<(String, RecoveryStep)>,
+    /// What this sweep and all before it have done since the open. An open begins with a sweep of
+    /// its own, so what an asked-for one finds has often been dealt with already.
+    pub since_open: RecoveryTotals,
 }
 
 /// Most processes that a report names.
 const REPORT_MAX: usize = 10_000;
 
 impl RecoveryReport {
-    pub(super) fn note(&mut self, id: &str, step: RecoveryStep) {
+    pub(super) fn note(&mut self, id: String, step: RecoveryStep) {
         self.examined += 1;
-        match step {
-            RecoveryStep::Queued { .. } => self.queued += 1,
-            RecoveryStep::Abandoned => self.abandoned += 1,
-            RecoveryStep::Cancelled => self.cancelled += 1,
-            RecoveryStep::Failed => self.failed += 1,
-            RecoveryStep::Left { .. } => self.left += 1,
-        }
+        *match step {
+            RecoveryStep::Queued { .. } => &mut self.queued,
+            RecoveryStep::Abandoned => &mut self.abandoned,
+            RecoveryStep::Cancelled => &mut self.cancelled,
+            RecoveryStep::Failed => &mut self.failed,
+            RecoveryStep::CancelRequested => &mut self.cancel_requested,
+            RecoveryStep::Overtaken => &mut self.overtaken,
+            RecoveryStep::Unsettled => &mut self.unsettled,
+            RecoveryStep::Left { .. } => &mut self.left,
+        } += 1;
         if self.processes.len() < REPORT_MAX {
-            self.processes.push((id.to_owned(), step));
+            self.processes.push((id, step));
         }
+    }
+
+    /// Adds what the sweeps before it did, and hands on the sum.
+    pub(super) fn sum_up(&mut self, before: RecoveryTotals) -> RecoveryTotals {
+        self.since_open = RecoveryTotals {
+            sweeps: before.sweeps + 1,
+            released: before.released + self.since_open.released,
+            abandoned: before.abandoned + self.abandoned,
+            cancelled: before.cancelled + self.cancelled,
+            failed: before.failed + self.failed,
+        };
+        self.since_open
     }
 }

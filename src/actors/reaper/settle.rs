@@ -1,234 +1,319 @@
-//! What is done with one process: it is queued, or ended by a commit that claims it.
+//! What is done with one process: its owner's loss is recorded, or it is ended, by a commit that
+//! claims it.
 
-use super::report::RecoveryStep;
-use super::sweep::Task;
 use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::report::RecoveryStep;
+use super::survivors::{Looked, SlowEngines, end_survivors};
 use crate::actors::errors::commit_error;
 use crate::actors::runtime::Shared;
 use crate::model::decide::{self, Command, Decision, Facts, Finisher, LeaseChange, apply_drafts};
+use crate::model::lease::Lease;
 use crate::model::recovery::RecoveryAction;
 use crate::model::{
-    AbandonEvidence, AbandonProof, CompletionAuthority, FailureClass, OwnerNumber,
-    ProcessAwaitOutput, ProcessEvent, ProcessRecord, RecoveryDisposition, Result, Survivor,
+    AbandonEvidence, AbandonProof, CompletionAuthority, FailureClass, FencingToken, OwnerNumber,
+    ProcessAwaitOutput, ProcessOwner, RecoveryDisposition, Result, StartReason, Survivor,
 };
+use crate::store::keys::Row;
 use crate::store::read::LoadedProcess;
 use crate::store::write_set::{CommitError, Condition, Refusal, WriteSet};
 use crate::store::writes;
 
+/// How often a process is settled anew because somebody appended to its log meanwhile.
+const TRIES_MAX: usize = 4;
+
+/// What is to be done with one process.
+pub(super) struct Task {
+    pub(super) id: String,
+    pub(super) row: Row,
+    pub(super) work: Work,
+}
+
+pub(super) enum Work {
+    /// Its parent was asked to cancel.
+    Cancel { by: String },
+    /// It is made ready, or ended.
+    Settle {
+        action: RecoveryAction,
+        /// The lease on which that was decided.
+        lease: Option<Lease>,
+        /// It names this runtime, which no longer executes the process.
+        orphaned: Option<FencingToken>,
+    },
+}
+
 /// Carries out what is to be done with one process.
-pub(super) async fn settle(shared: &Arc<Shared>, task: Task) -> Result<Option<RecoveryStep>> {
-    let Some(loaded) = shared.view()?.load(task.row)? else {
-        return Ok(None);
-    };
-    let survivors = end_survivors(shared, &loaded).await;
-    if let RecoveryAction::Queue {
-        reason,
-        not_before_ms,
-    } = task.action
-    {
-        shared.enqueue(&loaded.registration, not_before_ms);
-        return Ok(Some(RecoveryStep::Queued { reason }));
-    }
-    let Some((output, step)) = outcome_of(shared, &loaded, task.action, survivors)? else {
-        return Ok(None);
-    };
-    match end(shared, loaded, output, task.action, task.orphaned).await {
-        Ok(()) => Ok(Some(step)),
-        // Somebody was faster: the next sweep sees what is left to do.
-        Err(CommitError::Refused(refusal)) => {
-            info!(process = %task.id, ?refusal, "recovery was overtaken");
-            Ok(None)
-        }
-        Err(error) => Err(commit_error(&task.id, error)),
-    }
-}
-
-/// Ends what a lost attempt left behind outside of this runtime.
-async fn end_survivors(shared: &Arc<Shared>, loaded: &LoadedProcess) -> Vec<Survivor> {
-    if loaded.state.attempt == 0 || loaded.edges.lease.is_none() {
-        return Vec::new();
-    }
-    let Some(engine) = shared.engine_of(&loaded.registration) else {
-        return Vec::new();
-    };
-    let record = ProcessRecord::assemble(&loaded.registration, &loaded.state);
-    let Some(key) = engine.survivor_key(&record) else {
-        return Vec::new();
-    };
-    match find_event(shared, loaded, &key) {
-        Ok(Some(event)) => engine.end_survivors(&event).await,
-        Ok(None) => Vec::new(),
-        Err(error) => {
-            warn!(process = %record.id, %error, "survivors cannot be looked for");
-            Vec::new()
-        }
-    }
-}
-
-fn find_event(
-    shared: &Shared,
-    loaded: &LoadedProcess,
-    replay_key: &str,
-) -> Result<Option<ProcessEvent>> {
-    let registration = &loaded.registration;
-    let view = shared.view()?;
-    let Some(replayed) = view.replayed(registration.incarnation, replay_key)? else {
-        return Ok(None);
-    };
-    let found = view.events(
-        &registration.id,
-        registration.incarnation,
-        replayed.sequence,
-        1,
-        usize::MAX,
-    )?;
-    Ok(found.into_iter().next())
-}
-
-fn outcome_of(
-    shared: &Shared,
-    loaded: &LoadedProcess,
-    action: RecoveryAction,
-    survivors: Vec<Survivor>,
-) -> Result<Option<(ProcessAwaitOutput, RecoveryStep)>> {
-    let failed = |class, code: &str, message: String| {
-        let output = ProcessAwaitOutput::Failure {
-            class,
-            code: code.to_owned(),
-            message,
-            raw: None,
-        };
-        Some((output, RecoveryStep::Failed))
-    };
-    Ok(match action {
-        RecoveryAction::Abandon { writer, proof } => {
-            let owner = match loaded.edges.lease {
-                Some(lease) => shared
-                    .view()?
-                    .owner(lease.owner)?
-                    .map(|record| record.owner),
-                None => None,
-            };
-            let evidence = AbandonEvidence {
-                writer,
-                owner,
-                proof,
-                requested_by: loaded
-                    .state
-                    .abandon_request
-                    .as_ref()
-                    .map(|request| request.requested_by.clone()),
-                survivors,
-                epoch_ms: shared.now_ms(),
-            };
-            Some((
-                ProcessAwaitOutput::Abandoned { evidence },
-                RecoveryStep::Abandoned,
-            ))
-        }
-        RecoveryAction::Cancel => Some((
-            ProcessAwaitOutput::Cancelled {
-                message: "cancelled while nobody executed it".to_owned(),
-                raw: None,
-            },
-            RecoveryStep::Cancelled,
-        )),
-        RecoveryAction::ExhaustRecoveries => failed(
-            FailureClass::Internal,
-            "recoveries_exhausted",
-            format!(
-                "lost its owner more than {} times",
-                loaded.registration.retry.recoveries_max
-            ),
-        ),
-        RecoveryAction::TimeOut => failed(
-            FailureClass::Timeout,
-            "timeout",
-            "its time limit passed while nobody executed it".to_owned(),
-        ),
-        RecoveryAction::Leave(_) | RecoveryAction::Queue { .. } => None,
-    })
-}
-
-/// Ends a process that nobody holds, claiming its lease in the very commit.
-async fn end(
+pub(super) async fn carry_out(
     shared: &Arc<Shared>,
-    loaded: LoadedProcess,
-    output: ProcessAwaitOutput,
+    task: Task,
+    slow: &SlowEngines,
+) -> Result<RecoveryStep> {
+    match task.work {
+        Work::Cancel { by } => {
+            shared.cancel(&task.id, Some(by), None).await?;
+            Ok(RecoveryStep::CancelRequested)
+        }
+        Work::Settle {
+            action,
+            lease,
+            orphaned,
+        } => {
+            let settling = Settling {
+                shared,
+                row: task.row,
+                action,
+                lease,
+                orphaned,
+            };
+            settling.settle(&task.id, slow).await
+        }
+    }
+}
+
+struct Settling<'a> {
+    shared: &'a Arc<Shared>,
+    row: Row,
     action: RecoveryAction,
-    orphaned: Option<crate::model::FencingToken>,
-) -> std::result::Result<(), CommitError> {
-    let LoadedProcess {
-        row,
-        registration,
-        mut state,
-        edges,
-    } = loaded;
-    let mut facts = Facts {
-        holder: edges.lease.map(|lease| lease.token),
-        ..Facts::default()
-    };
-    let finisher = match registration.disposition {
-        RecoveryDisposition::ExternallyOwned => {
-            Finisher::Authority(CompletionAuthority::ReconciledAbandon)
+    lease: Option<Lease>,
+    orphaned: Option<FencingToken>,
+}
+
+impl Settling<'_> {
+    async fn settle(&self, id: &str, slow: &SlowEngines) -> Result<RecoveryStep> {
+        let Some(mut loaded) = self.still_lost()? else {
+            return Ok(RecoveryStep::Overtaken);
+        };
+        // Before the commit: only what it frees may begin another attempt, so that what is looked
+        // for and ended here is never that attempt's.
+        let survivors = match end_survivors(self.shared, &loaded, slow).await {
+            Looked::Found(survivors) => survivors,
+            Looked::Later => return Ok(RecoveryStep::Unsettled),
+        };
+        for _ in 0..TRIES_MAX {
+            match self.write(loaded, survivors.clone()).await {
+                Ok(step) => return Ok(step),
+                Err(CommitError::Refused(refusal)) => {
+                    info!(process = %id, ?refusal, "recovery was overtaken");
+                    if refusal != Refusal::Moved {
+                        break;
+                    }
+                }
+                Err(error) => return Err(commit_error(id, error)),
+            }
+            loaded = match self.still_lost()? {
+                Some(loaded) => loaded,
+                None => break,
+            };
         }
-        RecoveryDisposition::Rerunnable | RecoveryDisposition::OwnerBound => {
-            let token = shared.store.next_token().map_err(CommitError::NotWritten)?;
-            facts.claim = Some(token);
-            Finisher::Claim(token)
+        Ok(RecoveryStep::Overtaken)
+    }
+
+    /// The process as it is now, if it is still held by whom it was found to be lost by, and
+    /// nothing of it runs or begins here.
+    fn still_lost(&self) -> Result<Option<LoadedProcess>> {
+        let incarnation = self.row.incarnation;
+        let loaded =
+            self.shared.view()?.load(self.row)?.filter(|loaded| {
+                loaded.edges.lease == self.lease && loaded.state.terminal().is_none()
+            });
+        // Looked at after the load: whoever claims says so before it commits.
+        let busy = self.shared.has_task(incarnation) || self.shared.is_claimed(incarnation);
+        Ok(loaded.filter(|_| !busy))
+    }
+
+    fn lost_owner(&self) -> Result<Option<ProcessOwner>> {
+        let Some(lease) = self.lease else {
+            return Ok(None);
+        };
+        let record = self.shared.view()?.owner(lease.owner)?;
+        Ok(record.map(|record| record.owner))
+    }
+
+    async fn write(
+        &self,
+        loaded: LoadedProcess,
+        survivors: Option<Vec<Survivor>>,
+    ) -> std::result::Result<RecoveryStep, CommitError> {
+        let token = match loaded.registration.disposition {
+            RecoveryDisposition::ExternallyOwned => None,
+            RecoveryDisposition::Rerunnable | RecoveryDisposition::OwnerBound => Some(
+                self.shared
+                    .store
+                    .next_token()
+                    .map_err(CommitError::NotWritten)?,
+            ),
+        };
+        let Some((command, step)) = self.command(&loaded, token, survivors) else {
+            return Err(CommitError::Refused(Refusal::NothingToDo));
+        };
+        let registration = Arc::new(loaded.registration.clone());
+        self.commit(loaded, command, token).await?;
+        if let RecoveryStep::Queued { .. } = step {
+            self.shared.enqueue(&registration, 0);
         }
-    };
-    let command = Command::Finish { output, finisher };
-    let last_sequence = state.last_sequence;
-    let decision = decide::decide(&registration, &state, command, facts);
-    let (events, lease) = match decision {
-        Ok(Decision::Commit { events, lease }) => (events, lease),
-        Ok(Decision::Replayed { .. } | Decision::Unchanged) => return Ok(()),
-        Err(error) => {
-            warn!(process = %registration.id, %error, "recovery was refused by the rules");
+        Ok(step)
+    }
+
+    /// What the rules are asked to allow, and what to call it.
+    fn command(
+        &self,
+        loaded: &LoadedProcess,
+        token: Option<FencingToken>,
+        survivors: Option<Vec<Survivor>>,
+    ) -> Option<(Command, RecoveryStep)> {
+        let owner = self.lost_owner().unwrap_or_else(|error| {
+            warn!(process = %loaded.registration.id, %error, "its last owner cannot be read");
+            None
+        });
+        if let RecoveryAction::Release { proof } = self.action {
+            let command = Command::LoseOwner {
+                owner,
+                token: token?,
+                proof,
+                survivors,
+            };
+            let reason = StartReason::Recovery;
+            return Some((command, RecoveryStep::Queued { reason }));
+        }
+        let (output, step) = self.outcome(loaded, owner, survivors)?;
+        let finisher = match token {
+            Some(token) => Finisher::Claim(token),
+            None => Finisher::Authority(CompletionAuthority::ReconciledAbandon),
+        };
+        Some((Command::Finish { output, finisher }, step))
+    }
+
+    fn outcome(
+        &self,
+        loaded: &LoadedProcess,
+        owner: Option<ProcessOwner>,
+        survivors: Option<Vec<Survivor>>,
+    ) -> Option<(ProcessAwaitOutput, RecoveryStep)> {
+        let failed = |class, code: &str, message: String| {
+            let output = ProcessAwaitOutput::Failure {
+                class,
+                code: code.to_owned(),
+                message,
+                raw: None,
+            };
+            Some((output, RecoveryStep::Failed))
+        };
+        match self.action {
+            RecoveryAction::Abandon { writer, proof } => {
+                let request = loaded.state.abandon_request.as_ref();
+                let evidence = AbandonEvidence {
+                    writer,
+                    owner,
+                    proof,
+                    requested_by: request.map(|request| request.requested_by.clone()),
+                    survivors,
+                    epoch_ms: self.shared.now_ms(),
+                };
+                Some((
+                    ProcessAwaitOutput::Abandoned { evidence },
+                    RecoveryStep::Abandoned,
+                ))
+            }
+            RecoveryAction::Cancel => Some((
+                ProcessAwaitOutput::Cancelled {
+                    message: "cancelled while nobody executed it".to_owned(),
+                    raw: None,
+                },
+                RecoveryStep::Cancelled,
+            )),
+            RecoveryAction::ExhaustRecoveries => failed(
+                FailureClass::Internal,
+                "recoveries_exhausted",
+                format!(
+                    "lost its owner more than {} times",
+                    loaded.registration.retry.recoveries_max
+                ),
+            ),
+            RecoveryAction::TimeOut => failed(
+                FailureClass::Timeout,
+                "timeout",
+                "its time limit passed while nobody executed it".to_owned(),
+            ),
+            RecoveryAction::Leave(_)
+            | RecoveryAction::Queue { .. }
+            | RecoveryAction::Release { .. } => None,
+        }
+    }
+
+    /// Writes about a process that nobody holds, claiming its lease in the very commit.
+    async fn commit(
+        &self,
+        loaded: LoadedProcess,
+        command: Command,
+        token: Option<FencingToken>,
+    ) -> std::result::Result<(), CommitError> {
+        let LoadedProcess {
+            row: _,
+            registration,
+            mut state,
+            edges,
+        } = loaded;
+        let facts = Facts {
+            holder: edges.lease.map(|lease| lease.token),
+            claim: token,
+            ..Facts::default()
+        };
+        let last_sequence = state.last_sequence;
+        let (events, lease) = match decide::decide(&registration, &state, command, facts) {
+            Ok(Decision::Commit { events, lease }) => (events, lease),
+            Ok(Decision::Replayed { .. } | Decision::Unchanged) => return Ok(()),
+            Err(error) => {
+                warn!(process = %registration.id, %error, "recovery was refused by the rules");
+                return Err(CommitError::Refused(Refusal::NothingToDo));
+            }
+        };
+        let at_ms = self.shared.now_ms();
+        if let Err(error) = apply_drafts(&registration, &mut state, &events, at_ms) {
+            warn!(process = %registration.id, %error, "recovery does not fit the log");
             return Err(CommitError::Refused(Refusal::NothingToDo));
         }
-    };
-    let at_ms = shared.now_ms();
-    if let Err(error) = apply_drafts(&registration, &mut state, &events, at_ms) {
-        warn!(process = %registration.id, %error, "recovery does not fit the log");
-        return Err(CommitError::Refused(Refusal::NothingToDo));
+        let conditions = self.conditions(last_sequence, &lease);
+        let nobody = OwnerNumber::default();
+        let change = writes::append(&registration, &events, &state, &lease, nobody, at_ms)
+            .map_err(CommitError::NotWritten)?;
+        let receipt = self
+            .shared
+            .store
+            .commit_wait(WriteSet::new(conditions, vec![change]))
+            .await?;
+        info!(process = %registration.id, outcome = ?state.terminal(), "recovered");
+        // Listeners look at the store themselves: the actor may be publishing at the same time.
+        self.shared
+            .written_by_others(&registration.id, registration.incarnation);
+        for scope in &receipt.woken {
+            self.shared.hub.scope_changed(scope);
+        }
+        Ok(())
     }
-    let mut conditions = vec![Condition::At { row, last_sequence }];
-    match (orphaned, action) {
-        (Some(token), _) => conditions.push(Condition::Token { row, token }),
-        // L5: what must not run twice is ended only on proof, and the proof is in the commit.
-        (
-            None,
-            RecoveryAction::Abandon {
-                proof: AbandonProof::StoreEpoch | AbandonProof::Unowned,
-                ..
-            },
-        ) => conditions.push(Condition::LeaseGone { row }),
-        (None, _) if lease != LeaseChange::Keep => conditions.push(Condition::LeaseFree { row }),
-        (None, _) => {}
+
+    fn conditions(&self, last_sequence: u64, lease: &LeaseChange) -> Vec<Condition> {
+        let row = self.row;
+        let mut conditions = vec![Condition::At { row, last_sequence }];
+        match (self.orphaned, self.action) {
+            (Some(token), _) => conditions.push(Condition::Token { row, token }),
+            // L5: what must not run twice is ended only on proof, and the proof is in the commit.
+            (
+                None,
+                RecoveryAction::Abandon {
+                    proof: AbandonProof::StoreEpoch | AbandonProof::Unowned,
+                    ..
+                }
+                | RecoveryAction::Release {
+                    proof: AbandonProof::StoreEpoch,
+                },
+            ) => conditions.push(Condition::LeaseGone { row }),
+            (None, _) if *lease != LeaseChange::Keep => {
+                conditions.push(Condition::LeaseFree { row });
+            }
+            (None, _) => {}
+        }
+        conditions
     }
-    let change = writes::append(
-        &registration,
-        &events,
-        &state,
-        &lease,
-        OwnerNumber::default(),
-        at_ms,
-    )
-    .map_err(CommitError::NotWritten)?;
-    let receipt = shared
-        .store
-        .commit_wait(WriteSet::new(conditions, vec![change]))
-        .await?;
-    info!(process = %registration.id, outcome = ?state.terminal(), "recovered to its end");
-    // Listeners look at the store themselves: the actor may be publishing at the same time.
-    shared.written_by_others(&registration.id, registration.incarnation);
-    for scope in &receipt.woken {
-        shared.hub.scope_changed(scope);
-    }
-    Ok(())
 }

@@ -1,21 +1,57 @@
 //! One walk over the processes that have not ended, in bounded pages.
+//!
+//! A process that cannot be read, or whose engine does not answer, stands in nobody's way: it is
+//! noted as unsettled, and the walk goes on.
 
-use super::report::{RecoveryReport, RecoveryStep};
-use super::settle::settle;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
 use tracing::warn;
 
+use super::attention::Scope;
+use super::report::{RecoveryReport, RecoveryStep};
+use super::settle::{Task, Work, carry_out};
+use super::survivors::SlowEngines;
 use crate::actors::config::SWEEP_PAGE;
 use crate::actors::dispatcher::QueueEntry;
+use crate::actors::reads::blocking;
 use crate::actors::runtime::Shared;
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover};
 use crate::model::{Error, Incarnation, LeaveReason, OwnerNumber, Result, StartReason};
+use crate::store::codec::stored::{HeadFacts, StateFacts};
 use crate::store::keys::Row;
-use crate::store::read::{Index, ProcessSummary, View};
+use crate::store::read::{IdEntry, Index, ProcessSummary, View};
 use crate::store::write_set::{Change, WriteSet};
+
+/// Processes that are being settled at once: enough to share syncs, few enough to leave room for
+/// what else is asked of the store.
+const IN_FLIGHT_MAX: usize = 128;
+
+/// What is to be done about one process.
+pub(super) enum Examined {
+    /// Nothing, or it is done.
+    Done(String, RecoveryStep),
+    /// Something that takes a commit.
+    Todo(Task),
+}
+
+/// What was found on one page.
+#[derive(Default)]
+pub(super) struct Page {
+    pub(super) found: Vec<Examined>,
+    /// Owners that a lease names.
+    named: HashSet<OwnerNumber>,
+    /// Processes that were looked at.
+    met: Vec<Incarnation>,
+    /// Not every process could be read.
+    damaged: bool,
+    /// Processes at which the next sweep has to look again.
+    again: Vec<Row>,
+    /// Where the next one begins.
+    next: Option<Vec<u8>>,
+}
 
 /// One walk over the processes that have not ended.
 pub(super) struct Sweep<'a> {
@@ -25,16 +61,11 @@ pub(super) struct Sweep<'a> {
     named: HashSet<OwnerNumber>,
     /// Processes with a time limit that were known when it began, and were not met yet.
     ended: HashSet<Incarnation>,
-}
-
-/// What is to be done with one process.
-pub(super) struct Task {
-    pub(super) id: String,
-    pub(super) row: Row,
-    pub(super) action: RecoveryAction,
-    /// Its lease names this runtime, which no longer executes it.
-    pub(super) orphaned: Option<crate::model::FencingToken>,
-    pub(super) cancel_for_parent: Option<String>,
+    damaged: bool,
+    slow: SlowEngines,
+    running: JoinSet<Result<RecoveryStep>>,
+    /// Whom they are about.
+    ids: HashMap<tokio::task::Id, (String, Row)>,
 }
 
 impl<'a> Sweep<'a> {
@@ -44,174 +75,112 @@ impl<'a> Sweep<'a> {
             report: RecoveryReport::default(),
             named: HashSet::new(),
             ended: shared.timed(),
+            damaged: false,
+            slow: SlowEngines::default(),
+            running: JoinSet::new(),
+            ids: HashMap::new(),
         }
     }
 
-    pub(super) async fn run(mut self) -> Result<RecoveryReport> {
+    pub(super) async fn run(mut self, scope: Scope) -> Result<RecoveryReport> {
+        match scope {
+            Scope::Everything => self.walk().await?,
+            Scope::Rows(rows) => self.look_at(&rows).await?,
+        }
+        Ok(self.report)
+    }
+
+    async fn look_at(&mut self, rows: &[Row]) -> Result<()> {
+        for rows in rows.chunks(SWEEP_PAGE) {
+            if self.shared.is_shutting_down() {
+                return Err(Error::ShuttingDown);
+            }
+            let (shared, rows) = (Arc::clone(self.shared), rows.to_vec());
+            let page = blocking(move || shared.examine_rows(&shared.view()?, rows)).await?;
+            self.take(page).await;
+        }
+        while self.one_done().await {}
+        Ok(())
+    }
+
+    async fn walk(&mut self) -> Result<()> {
         let mut after: Option<Vec<u8>> = None;
         loop {
             if self.shared.is_shutting_down() {
                 return Err(Error::ShuttingDown);
             }
-            let (tasks, next) = self.page(after.as_deref())?;
-            self.carry_out(tasks).await;
-            match next {
-                Some(key) => after = Some(key),
-                None => break,
-            }
-            // Other calls go first.
-            tokio::task::yield_now().await;
-        }
-        self.shared.forget_timed(&self.ended);
-        self.forget_owners().await;
-        Ok(self.report)
-    }
-
-    fn page(&mut self, after: Option<&[u8]>) -> Result<(Vec<Task>, Option<Vec<u8>>)> {
-        let view = self.shared.view()?;
-        let rows = view.rows(&Index::Running, after, SWEEP_PAGE)?;
-        let next = (rows.len() == SWEEP_PAGE)
-            .then(|| rows.last().map(|(key, _)| key.to_vec()))
-            .flatten();
-        let mut tasks = Vec::new();
-        for (_, row) in rows {
-            if let Some(summary) = view.summary(row)?
-                && let Some(task) = self.examine(&view, summary)?
-            {
-                tasks.push(task);
-            }
-        }
-        Ok((tasks, next))
-    }
-
-    fn examine(&mut self, view: &View, summary: ProcessSummary) -> Result<Option<Task>> {
-        let ProcessSummary { head, facts, edges } = summary;
-        self.ended.remove(&head.row.incarnation);
-        if let Some(lease) = edges.lease {
-            self.named.insert(lease.owner);
-        }
-        let cancel_for_parent = self.parent_wants_cancel(view, &head, &facts)?;
-        if self.shared.has_task(head.row.incarnation) {
-            // It is executed, or code of a lost execution still runs: nothing is begun beside it.
-            return Ok(cancel_for_parent.map(|by| Task {
-                id: head.id.clone(),
-                row: head.row,
-                action: RecoveryAction::Leave(LeaveReason::Leased),
-                orphaned: None,
-                cancel_for_parent: Some(by),
-            }));
-        }
-        let own = self.shared.owner().map(|owner| owner.number);
-        let ours = edges.lease.filter(|lease| Some(lease.owner) == own);
-        let claimed = self.shared.is_claimed(head.row.incarnation);
-        let orphaned = ours.filter(|_| !claimed).map(|lease| lease.token);
-        let lease = match (ours, orphaned) {
-            (_, Some(_)) => LeaseStanding::Held(OwnerStanding::Dead),
-            // In use here, whatever a wall clock that has jumped says of its expiry.
-            (Some(_), None) => LeaseStanding::Held(OwnerStanding::Live),
-            (None, None) => view.lease_standing(edges.lease)?,
-        };
-        let engine_registered = head
-            .engine_kind
-            .as_deref()
-            .is_some_and(|kind| self.shared.engine(kind).is_some());
-        let (id, row, priority) = (head.id.clone(), head.row, head.priority);
-        let kind = head.engine_kind.clone();
-        let registration = head.without_body();
-        let action = recover(
-            &registration,
-            &facts.state,
-            RecoveryFacts {
-                lease,
-                engine_registered,
-                started_for_ms: self.shared.started_for_ms(&registration, &facts.state),
-            },
-        );
-        match action {
-            RecoveryAction::Leave(reason) => {
-                self.report.note(&id, RecoveryStep::Left { reason });
-                if cancel_for_parent.is_none() {
-                    return Ok(None);
-                }
-            }
-            RecoveryAction::Queue {
-                reason,
-                not_before_ms,
-            } if reason != StartReason::Recovery => {
-                if let Some(kind) = kind {
-                    self.shared.enqueue_entry(QueueEntry {
-                        id: Arc::from(id.as_str()),
-                        row,
-                        kind: Arc::from(kind),
-                        priority,
-                        not_before_ms,
-                    });
-                }
-                self.report.note(&id, RecoveryStep::Queued { reason });
-                if cancel_for_parent.is_none() {
-                    return Ok(None);
-                }
-            }
-            RecoveryAction::Queue { .. }
-            | RecoveryAction::Abandon { .. }
-            | RecoveryAction::Cancel
-            | RecoveryAction::ExhaustRecoveries
-            | RecoveryAction::TimeOut => {}
-        }
-        Ok(Some(Task {
-            id,
-            row,
-            action,
-            orphaned,
-            cancel_for_parent,
-        }))
-    }
-
-    /// A tree cancel that a crash interrupted is completed here.
-    fn parent_wants_cancel(
-        &self,
-        view: &View,
-        head: &crate::store::codec::stored::HeadFacts,
-        facts: &crate::store::codec::stored::StateFacts,
-    ) -> Result<Option<String>> {
-        let Some(parent) = &head.provenance.parent else {
-            return Ok(None);
-        };
-        if parent.detached || facts.state.cancel_request.is_some() {
-            return Ok(None);
-        }
-        use crate::store::read::IdEntry;
-        let cancelled = match view.id(&parent.process_id)? {
-            Some(IdEntry::Live(row)) if row.incarnation == parent.incarnation => {
-                view.front(row)?.is_some_and(|front| front.cancel_requested)
-            }
-            Some(_) | None => false,
-        };
-        Ok(cancelled.then(|| format!("parent {}", parent.process_id)))
-    }
-
-    async fn carry_out(&mut self, tasks: Vec<Task>) {
-        let mut commits = Vec::new();
-        for task in tasks {
-            if let Some(by) = task.cancel_for_parent {
-                if let Err(error) = self.shared.cancel(&task.id, Some(by), None).await {
-                    warn!(process = %task.id, %error, "child not cancelled");
-                }
-                continue;
-            }
             let shared = Arc::clone(self.shared);
-            let id = task.id.clone();
-            // Sent one after the other and awaited together: they share syncs.
-            commits.push((id, tokio::spawn(async move { settle(&shared, task).await })));
-        }
-        for (id, commit) in commits {
-            match commit.await {
-                Ok(Ok(Some(step))) => self.report.note(&id, step),
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => warn!(process = %id, %error, "not recovered"),
-                Err(error) => warn!(process = %id, %error, "recovery of it panicked"),
+            let page = blocking(move || shared.recovery_page(after.as_deref())).await?;
+            after = page.next.clone();
+            self.take(page).await;
+            if after.is_none() {
+                break;
             }
         }
+        while self.one_done().await {}
+        self.shared.forget_timed(&self.ended);
+        if !self.damaged {
+            self.forget_owners().await;
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, page: Page) {
+        self.named.extend(page.named);
+        for incarnation in page.met {
+            self.ended.remove(&incarnation);
+        }
+        for row in page.again {
+            self.shared.attention.note(row);
+        }
+        self.damaged |= page.damaged;
+        for examined in page.found {
+            match examined {
+                Examined::Done(id, step) => self.report.note(id, step),
+                Examined::Todo(task) => {
+                    while self.running.len() >= IN_FLIGHT_MAX {
+                        self.one_done().await;
+                    }
+                    let id = (task.id.clone(), task.row);
+                    let (shared, slow) = (Arc::clone(self.shared), self.slow.clone());
+                    let handle = self
+                        .running
+                        .spawn(async move { carry_out(&shared, task, &slow).await });
+                    self.ids.insert(handle.id(), id);
+                }
+            }
+        }
+    }
+
+    /// Waits for one of those that are being settled; whether there was one.
+    async fn one_done(&mut self) -> bool {
+        let Some(done) = self.running.join_next_with_id().await else {
+            return false;
+        };
+        let (task, step) = match done {
+            Ok((task, Ok(step))) => (task, Ok(step)),
+            Ok((task, Err(error))) => (task, Err(error.to_string())),
+            Err(error) => (error.id(), Err(error.to_string())),
+        };
+        let Some((id, row)) = self.ids.remove(&task) else {
+            return true;
+        };
+        let step = step.unwrap_or_else(|error| {
+            warn!(process = %id, %error, "not recovered");
+            RecoveryStep::Unsettled
+        });
+        if matches!(step, RecoveryStep::Queued { .. }) {
+            // Whoever was only put back into the queue took no commit.
+            self.report.since_open.released += 1;
+        }
+        if matches!(
+            step,
+            RecoveryStep::Unsettled | RecoveryStep::Overtaken | RecoveryStep::CancelRequested
+        ) {
+            self.shared.attention.note(row);
+        }
+        self.report.note(id, step);
+        true
     }
 
     /// Forgets owners of earlier opens that no lease names any more.
@@ -251,4 +220,153 @@ impl<'a> Sweep<'a> {
             warn!(?error, "dead owners not forgotten");
         }
     }
+}
+
+impl Shared {
+    /// Looks at one page of the processes that have not ended. Blocks.
+    pub(super) fn recovery_page(&self, after: Option<&[u8]>) -> Result<Page> {
+        let view = self.view()?;
+        let rows = view.rows(&Index::Running, after, SWEEP_PAGE)?;
+        let next = (rows.len() == SWEEP_PAGE)
+            .then(|| rows.last().map(|(key, _)| key.to_vec()))
+            .flatten();
+        let page = self.examine_rows(&view, rows.into_iter().map(|(_, row)| row).collect())?;
+        Ok(Page { next, ..page })
+    }
+
+    fn examine_rows(&self, view: &View, rows: Vec<Row>) -> Result<Page> {
+        let mut page = Page::default();
+        for row in rows {
+            page.met.push(row.incarnation);
+            match self.examine_row(view, row, &mut page) {
+                Ok(examined) => page.found.extend(examined),
+                Err(error) => {
+                    page.damaged = true;
+                    page.again.push(row);
+                    let id = format!("incarnation {}", row.incarnation);
+                    warn!(process = %id, %error, "cannot be read, and is not recovered");
+                    page.found.push(Examined::Done(id, RecoveryStep::Unsettled));
+                }
+            }
+        }
+        Ok(page)
+    }
+
+    fn examine_row(&self, view: &View, row: Row, page: &mut Page) -> Result<Option<Examined>> {
+        let Some(summary) = view.summary(row)? else {
+            // It was noted, and is pruned by now. One of the index that is not there is damage,
+            // which `verify` names.
+            return Ok(None);
+        };
+        if let Some(lease) = summary.edges.lease {
+            page.named.insert(lease.owner);
+        }
+        let limited = summary.head.timeout.is_some();
+        let examined = self.examine(view, summary)?;
+        if let Examined::Done(_, step) = &examined
+            && changes_with_time(*step, limited)
+        {
+            page.again.push(row);
+        }
+        Ok(Some(examined))
+    }
+
+    fn examine(&self, view: &View, summary: ProcessSummary) -> Result<Examined> {
+        let ProcessSummary { head, facts, edges } = summary;
+        let (id, row) = (head.id.clone(), head.row);
+        let todo = |id, work| Examined::Todo(Task { id, row, work });
+        // Its recovery, if it needs any after that, is the next sweep's.
+        if let Some(by) = parent_wants_cancel(view, &head, &facts)? {
+            return Ok(todo(id, Work::Cancel { by }));
+        }
+        if self.has_task(row.incarnation) {
+            // It is executed, or code of a lost execution still runs: nothing is begun beside it.
+            let reason = LeaveReason::Leased;
+            return Ok(Examined::Done(id, RecoveryStep::Left { reason }));
+        }
+        let own = self.owner().map(|owner| owner.number);
+        let ours = edges.lease.filter(|lease| Some(lease.owner) == own);
+        let claimed = self.is_claimed(row.incarnation);
+        let orphaned = ours.filter(|_| !claimed).map(|lease| lease.token);
+        let standing = match (ours, orphaned) {
+            (_, Some(_)) => LeaseStanding::Held(OwnerStanding::Dead),
+            // In use here, whatever a wall clock that has jumped says of its expiry.
+            (Some(_), None) => LeaseStanding::Held(OwnerStanding::Live),
+            (None, None) => view.lease_standing(edges.lease)?,
+        };
+        let kind = head.engine_kind.clone();
+        let priority = head.priority;
+        let registration = head.without_body();
+        let facts_of_it = RecoveryFacts {
+            lease: standing,
+            engine_registered: kind
+                .as_deref()
+                .is_some_and(|kind| self.engine(kind).is_some()),
+            started_for_ms: self.started_for_ms(&registration, &facts.state),
+        };
+        let action = recover(&registration, &facts.state, facts_of_it);
+        Ok(match action {
+            RecoveryAction::Leave(reason) => Examined::Done(id, RecoveryStep::Left { reason }),
+            RecoveryAction::Queue {
+                reason,
+                not_before_ms,
+            } => {
+                if let Some(kind) = kind {
+                    self.enqueue_entry(QueueEntry {
+                        id: Arc::from(id.as_str()),
+                        row,
+                        kind: Arc::from(kind),
+                        priority,
+                        not_before_ms,
+                    });
+                }
+                Examined::Done(id, RecoveryStep::Queued { reason })
+            }
+            RecoveryAction::Release { .. }
+            | RecoveryAction::Abandon { .. }
+            | RecoveryAction::Cancel
+            | RecoveryAction::ExhaustRecoveries
+            | RecoveryAction::TimeOut => {
+                let work = Work::Settle {
+                    action,
+                    lease: edges.lease,
+                    orphaned,
+                };
+                todo(id, work)
+            }
+        })
+    }
+}
+
+/// Whether there may be something else to do later although nothing is written until then.
+fn changes_with_time(step: RecoveryStep, limited: bool) -> bool {
+    match step {
+        // Its pause ends, or its time limit passes.
+        RecoveryStep::Queued { reason } => {
+            reason == StartReason::Retry || (limited && reason != StartReason::First)
+        }
+        RecoveryStep::Left { reason } => reason == LeaveReason::Stale,
+        _ => step == RecoveryStep::Unsettled,
+    }
+}
+
+/// A tree cancel that a crash interrupted is completed here.
+fn parent_wants_cancel(
+    view: &View,
+    head: &HeadFacts,
+    facts: &StateFacts,
+) -> Result<Option<String>> {
+    let Some(parent) = &head.provenance.parent else {
+        return Ok(None);
+    };
+    if parent.detached || facts.state.cancel_request.is_some() {
+        return Ok(None);
+    }
+    let cancelled = match view.id(&parent.process_id)? {
+        Some(IdEntry::Live(row)) if row.incarnation == parent.incarnation => {
+            view.front(row)?.is_some_and(|front| front.cancel_requested)
+        }
+        Some(_) | None => false,
+    };
+    Ok(cancelled.then(|| format!("parent {}", parent.process_id)))
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gated::{Does, Gated, Put, idle, open, open_at};
 use super::*;
+use crate::actors::RecoveryStep;
 use crate::actors::keeper::SteadyClock;
 use crate::actors::process::ShutdownOutcome;
 use crate::actors::runtime::ChildOf;
@@ -476,7 +477,7 @@ async fn l5_the_reaper_ends_nothing_by_a_proof_that_is_none() {
     };
     drop(view);
     let ended = crate::actors::reaper::end_by_proof(&second.shared, "p", row).await;
-    assert_eq!(ended.unwrap(), None, "refused");
+    assert_eq!(ended.unwrap(), RecoveryStep::Overtaken, "refused");
     let found = second.shared.get("p").unwrap().unwrap();
     assert_eq!(found.lifecycle, Lifecycle::Running);
     shut(&second).await;

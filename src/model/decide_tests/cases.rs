@@ -41,6 +41,7 @@ table_names! {
     /// Every state that some command tells apart.
     Row {
         RerunNew, RerunLive, RerunWaiting, RerunBackingOff, RerunReleased, RerunLost,
+        RerunOwnerLost,
         RerunNewCancel, RerunLiveCancel, RerunLostCancel,
         RerunNewAbandon, RerunLiveAbandon, RerunLostAbandon,
         BoundNew, BoundLive, BoundWaiting, BoundUnowned, BoundLost,
@@ -82,6 +83,7 @@ impl Row {
             Self::RerunBackingOff => (Rerunnable, started().backing_off(), Lease::Free),
             Self::RerunReleased => (Rerunnable, started(), Lease::Free),
             Self::RerunLost => (Rerunnable, started(), Lease::Lost),
+            Self::RerunOwnerLost => (Rerunnable, started().owner_lost(), Lease::Free),
             Self::RerunNewCancel => (Rerunnable, fresh().cancel_asked(), Lease::Free),
             Self::RerunLiveCancel => (Rerunnable, started().cancel_asked(), Lease::Live),
             Self::RerunLostCancel => (Rerunnable, started().cancel_asked(), Lease::Lost),
@@ -133,7 +135,7 @@ table_names! {
         host, host_again, host_other, host_end, owner, owner_stale, owner_end, signal,
         signal_again, signal_other,
         cancel, abandon, same_ref, other_ref,
-        first, retry, recovery, released, unclaimed,
+        first, retry, recovery, released, unclaimed, lose,
         wait, wait_open, wait_stale, got, timed_out, dropped, end_stale, later, later_stale,
         success, fail, cancelled, drain, own_sweep, own_request, stale,
         c_success, c_fail, c_cancelled, c_sweep, c_lapse, c_request, c_drain, c_other,
@@ -216,6 +218,15 @@ impl Column {
             Self::recovery => begin(CLAIM, StartReason::Recovery),
             Self::released => begin(CLAIM, StartReason::Released),
             Self::unclaimed => begin(OTHER_CLAIM, StartReason::First),
+            Self::lose => {
+                let command = Command::LoseOwner {
+                    owner: Some(owner()),
+                    token: token(CLAIM),
+                    proof: AbandonProof::StoreEpoch,
+                    survivors: Some(Vec::new()),
+                };
+                (command, None, "process.owner_lost")
+            }
             Self::wait => begin_wait(HOLDER, 2),
             Self::wait_open => begin_wait(HOLDER, 1),
             Self::wait_stale => begin_wait(STALE, 2),

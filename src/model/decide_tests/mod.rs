@@ -88,6 +88,7 @@ fn the_table_has_every_command_writer_and_finisher() {
             Command::BeginWait { .. } => "begin wait",
             Command::EndWait { .. } => "end wait",
             Command::ScheduleRetry { .. } => "retry",
+            Command::LoseOwner { .. } => "owner lost",
             Command::Finish { finisher, .. } => match finisher {
                 Finisher::Owner(_) => "finish by owner",
                 Finisher::Claim(_) => "finish by claim",
@@ -104,7 +105,7 @@ fn the_table_has_every_command_writer_and_finisher() {
         .collect();
     found.sort_unstable();
     found.dedup();
-    assert_eq!(found.len(), 14, "{found:?}");
+    assert_eq!(found.len(), 15, "{found:?}");
 }
 
 /// The states that a command can lead to, with what it committed.

@@ -25,6 +25,7 @@ const TABLES: [&str; 7] = [
     RerunBackingOff  +    r          C          I        S     S           S         +      r            C
     RerunReleased    +    r          C          I        S     S           S         +      r            C
     RerunLost        +    r          C          I        +     S           +R        +      r            C
+    RerunOwnerLost   +    r          C          I        S     S           S         +      r            C
     RerunNewCancel   +    r          C          I        S     S           S         +      r            C
     RerunLiveCancel  +    r          C          I        +     S           +R        +      r            C
     RerunLostCancel  +    r          C          I        +     S           +R        +      r            C
@@ -60,6 +61,7 @@ const TABLES: [&str; 7] = [
     RerunBackingOff  2P     +       +        +
     RerunReleased    2P     +       +        +
     RerunLost        2P     +       +        +
+    RerunOwnerLost   2P     +       +        +
     RerunNewCancel   1P     +       +        +
     RerunLiveCancel  =      +       +        +
     RerunLostCancel  1P     +       +        +
@@ -88,39 +90,40 @@ const TABLES: [&str; 7] = [
     ExternalDoneRef  =      T       =        C
     ",
     "
-                     first retry recovery released unclaimed
-    RerunNew         +A    I     I        I        S
-    RerunLive        S     S     S        S        S
-    RerunWaiting     S     S     S        S        S
-    RerunBackingOff  I     +A    +A       +A       S
-    RerunReleased    I     +A    +A       +A       S
-    RerunLost        I     +A    +A       +A       S
-    RerunNewCancel   I     I     I        I        S
-    RerunLiveCancel  S     S     S        S        S
-    RerunLostCancel  I     I     I        I        S
-    RerunNewAbandon  I     I     I        I        S
-    RerunLiveAbandon S     S     S        S        S
-    RerunLostAbandon I     I     I        I        S
-    BoundNew         +A    I     I        I        S
-    BoundLive        I     I     I        I        I
-    BoundWaiting     I     I     I        I        I
-    BoundUnowned     I     I     I        I        I
-    BoundLost        I     I     I        I        I
-    BoundNewCancel   I     I     I        I        S
-    BoundLiveCancel  I     I     I        I        I
-    BoundLostCancel  I     I     I        I        I
-    BoundNewAbandon  I     I     I        I        S
-    BoundLiveAbandon I     I     I        I        I
-    BoundLostAbandon I     I     I        I        I
-    ExternalNew      I     I     I        I        I
-    ExternalRef      I     I     I        I        I
-    ExternalCancel   I     I     I        I        I
-    ExternalAbandon  I     I     I        I        I
-    Completed        T     T     T        T        T
-    Failed           T     T     T        T        T
-    Cancelled        T     T     T        T        T
-    Abandoned        T     T     T        T        T
-    ExternalDoneRef  T     T     T        T        T
+                     first retry recovery released unclaimed lose
+    RerunNew         +A    I     I        I        S         I
+    RerunLive        S     S     S        S        S         S
+    RerunWaiting     S     S     S        S        S         S
+    RerunBackingOff  I     +A    I        +A       S         I
+    RerunReleased    I     +A    I        +A       S         I
+    RerunLost        I     I     I        I        S         +P
+    RerunOwnerLost   I     I     +A       I        S         I
+    RerunNewCancel   I     I     I        I        S         I
+    RerunLiveCancel  S     S     S        S        S         S
+    RerunLostCancel  I     I     I        I        S         +P
+    RerunNewAbandon  I     I     I        I        S         I
+    RerunLiveAbandon S     S     S        S        S         S
+    RerunLostAbandon I     I     I        I        S         +P
+    BoundNew         +A    I     I        I        S         I
+    BoundLive        I     I     I        I        I         I
+    BoundWaiting     I     I     I        I        I         I
+    BoundUnowned     I     I     I        I        I         I
+    BoundLost        I     I     I        I        I         I
+    BoundNewCancel   I     I     I        I        S         I
+    BoundLiveCancel  I     I     I        I        I         I
+    BoundLostCancel  I     I     I        I        I         I
+    BoundNewAbandon  I     I     I        I        S         I
+    BoundLiveAbandon I     I     I        I        I         I
+    BoundLostAbandon I     I     I        I        I         I
+    ExternalNew      I     I     I        I        I         I
+    ExternalRef      I     I     I        I        I         I
+    ExternalCancel   I     I     I        I        I         I
+    ExternalAbandon  I     I     I        I        I         I
+    Completed        T     T     T        T        T         T
+    Failed           T     T     T        T        T         T
+    Cancelled        T     T     T        T        T         T
+    Abandoned        T     T     T        T        T         T
+    ExternalDoneRef  T     T     T        T        T         T
     ",
     "
                      wait wait_open wait_stale got timed_out dropped end_stale later later_stale
@@ -130,6 +133,7 @@ const TABLES: [&str; 7] = [
     RerunBackingOff  S    S         S          S   S         S       S         S     S
     RerunReleased    S    S         S          S   S         S       S         S     S
     RerunLost        +    +         S          +   +         I       S         +R    S
+    RerunOwnerLost   S    S         S          S   S         S       S         S     S
     RerunNewCancel   S    S         S          S   S         S       S         S     S
     RerunLiveCancel  +    +         S          +   +         I       S         +R    S
     RerunLostCancel  +    +         S          +   +         I       S         +R    S
@@ -165,6 +169,7 @@ const TABLES: [&str; 7] = [
     RerunBackingOff  S       S    S         S     S         S           S
     RerunReleased    S       S    S         S     S         S           S
     RerunLost        +R      +R   +R        I     I         I           S
+    RerunOwnerLost   S       S    S         S     S         S           S
     RerunNewCancel   S       S    S         S     S         S           S
     RerunLiveCancel  +R      +R   +R        I     I         I           S
     RerunLostCancel  +R      +R   +R        I     I         I           S
@@ -200,6 +205,7 @@ const TABLES: [&str; 7] = [
     RerunBackingOff  I         +P     I           I       I       I         I       S
     RerunReleased    I         +P     I           I       I       I         I       S
     RerunLost        I         +P     I           I       I       I         I       S
+    RerunOwnerLost   I         +P     I           I       I       I         I       S
     RerunNewCancel   I         +P     +P          I       I       I         I       S
     RerunLiveCancel  I         S      S           I       I       I         I       S
     RerunLostCancel  I         +P     +P          I       I       I         I       S
@@ -235,6 +241,7 @@ const TABLES: [&str; 7] = [
     RerunBackingOff  I         I      I         I           I         I         I       I
     RerunReleased    I         I      I         I           I         I         I       I
     RerunLost        I         I      I         I           I         I         I       I
+    RerunOwnerLost   I         I      I         I           I         I         I       I
     RerunNewCancel   I         I      I         I           I         I         I       I
     RerunLiveCancel  I         I      I         I           I         I         I       I
     RerunLostCancel  I         I      I         I           I         I         I       I

@@ -137,10 +137,17 @@ impl World {
                 token: next,
                 reason: match (self.state.attempt, how % 3) {
                     (0, _) => StartReason::First,
+                    _ if self.state.owner_lost.is_some() => StartReason::Recovery,
                     (_, 0) => StartReason::Retry,
                     (_, 1) => StartReason::Recovery,
                     (_, _) => StartReason::Released,
                 },
+            },
+            9 if seed >= 40 => Command::LoseOwner {
+                owner: (how > 100).then(owner),
+                token: next,
+                proof: AbandonProof::Lapse,
+                survivors: (how > 50).then(Vec::new),
             },
             6 => Command::BeginWait {
                 token: held,
@@ -401,6 +408,7 @@ fn the_random_histories_reach_every_kind_of_event() {
             "process.completed",
             "process.external_ref_set",
             "process.failed",
+            "process.owner_lost",
             "process.resumed",
             "process.retry_scheduled",
             "process.started",

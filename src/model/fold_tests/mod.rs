@@ -11,7 +11,8 @@ use super::output::{
     AbandonEvidence, AbandonProof, AbandonWriter, FailureClass, ProcessAwaitOutput, TerminalState,
 };
 use super::record::{
-    AbandonRequest, CancelRequest, FirstStart, ProcessState, Registration, RetryPause, SignalWait,
+    AbandonRequest, CancelRequest, FirstStart, OwnerLoss, ProcessState, Registration, RetryPause,
+    SignalWait,
 };
 use super::request::RecoveryDisposition::{self, ExternallyOwned, OwnerBound, Rerunnable};
 use super::testing::{State, error, owner, registration, scope, token};
@@ -57,6 +58,15 @@ fn started(attempt: u32, reason: StartReason) -> EventBody {
         attempt,
         fencing_token: token(5),
         reason,
+    })
+}
+
+fn owner_lost() -> EventBody {
+    EventBody::Runtime(RuntimeEvent::OwnerLost {
+        owner: Some(owner()),
+        fencing_token: token(6),
+        proof: AbandonProof::StoreEpoch,
+        survivors: Some(Vec::new()),
     })
 }
 
@@ -120,7 +130,7 @@ fn abandoned(authority: TerminalAuthority) -> EventBody {
             owner: None,
             proof: AbandonProof::StoreEpoch,
             requested_by: None,
-            survivors: Vec::new(),
+            survivors: None,
             epoch_ms: AT_MS,
         },
         authority,
@@ -147,7 +157,7 @@ fn events() -> Vec<(&'static str, EventBody, &'static str)> {
         ("first start",         started(1, First),                 "y---   y-    -   -   -"),
         ("first, as a retry",   started(1, Retry),                 "----   --    -   -   -"),
         ("second, retry",       started(2, Retry),                 "-yyy   --    -   y   -"),
-        ("second, recovery",    started(2, Recovery),              "-yyy   --    -   y   -"),
+        ("second, recovery",    started(2, Recovery),              "----   --    -   -   -"),
         ("second, released",    started(2, Released),              "-yyy   --    -   y   -"),
         ("second, as first",    started(2, First),                 "----   --    -   -   -"),
         ("third start",         started(3, Retry),                 "----   --    -   -   -"),
@@ -163,6 +173,7 @@ fn events() -> Vec<(&'static str, EventBody, &'static str)> {
         ("abandon asked",       EventBody::Runtime(asked_to_abandon), "yyyy yy   y   -   -"),
         ("reference",           EventBody::Runtime(reference),     "yyyy   yy    y   -   -"),
         ("retry later",         EventBody::Runtime(later),         "-yy-   --    -   y   -"),
+        ("owner lost",          owner_lost(),                      "-yy-   --    -   y   -"),
         ("completed",           completed(lease()),                "-yy-   -y    -   y   -"),
         ("completed elsewhere", completed(external()),             "----   --    y   -   -"),
         ("completed by host",   completed(host()),                 "----   --    y   -   -"),
@@ -269,13 +280,47 @@ fn a_start_counts_the_attempt_and_keeps_the_first_one() {
 #[test]
 fn only_a_lost_owner_counts_as_a_recovery() {
     let of = registration(Rerunnable);
-    for (reason, recoveries) in [
-        (StartReason::Retry, 0),
-        (StartReason::Recovery, 1),
-        (StartReason::Released, 0),
-    ] {
+    for reason in [StartReason::Retry, StartReason::Released] {
         let state = after(&of, State::fresh().started(), &started(2, reason));
-        assert_eq!(state.recoveries, recoveries, "{reason:?}");
+        assert_eq!(state.recoveries, 0, "{reason:?}");
+    }
+    let lost = after(&of, State::fresh().started().waiting(), &owner_lost());
+    let loss = OwnerLoss {
+        at_ms: AT_MS,
+        owner: Some(owner()),
+    };
+    assert_eq!((lost.recoveries, lost.owner_lost.clone()), (1, Some(loss)));
+    assert!(lost.waits.is_empty());
+    let again = after(&of, State(lost), &started(2, StartReason::Recovery));
+    assert_eq!((again.recoveries, again.owner_lost), (1, None));
+}
+
+#[test]
+fn a_lost_owner_is_followed_by_a_recovery_or_an_end_and_is_lost_once() {
+    let of = registration(Rerunnable);
+    let legal = |body: &EventBody| {
+        let mut state = State::fresh().started().owner_lost().0;
+        let next = state.last_sequence + 1;
+        apply(&of, &mut state, next, AT_MS, body).is_ok()
+    };
+    for body in [
+        declared("progress"),
+        started(2, StartReason::Recovery),
+        failed(lease()),
+        stopped(lease()),
+        abandoned(TerminalAuthority::ReconciledAbandon),
+    ] {
+        assert!(legal(&body), "{body:?}");
+    }
+    for body in [
+        owner_lost(),
+        started(2, StartReason::Retry),
+        started(2, StartReason::Released),
+        declared("done"),
+        waiting(1),
+        completed(lease()),
+    ] {
+        assert!(!legal(&body), "{body:?}");
     }
 }
 

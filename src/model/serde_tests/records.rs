@@ -170,7 +170,7 @@ fn evidence() -> AbandonEvidence {
         owner: None,
         proof: AbandonProof::StoreEpoch,
         requested_by: None,
-        survivors: Vec::new(),
+        survivors: None,
         epoch_ms: 9,
     }
 }
@@ -222,10 +222,10 @@ fn outcomes() {
         AbandonEvidence {
             owner: Some(owner()),
             requested_by: Some("ops".into()),
-            survivors: vec![Survivor {
+            survivors: Some(vec![Survivor {
                 pid: 7,
                 ended: true,
-            }],
+            }]),
             ..evidence()
         },
         json!({ "writer": "sweep", "proof": "store_epoch", "epoch_ms": 9,

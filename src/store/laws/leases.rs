@@ -341,7 +341,7 @@ fn a4_of_completion_and_abandonment_one_wins_and_the_other_learns_it(ground: &Gr
                     owner: Some(host.named(owner)),
                     proof: AbandonProof::Lapse,
                     requested_by: Some("someone".into()),
-                    survivors: Vec::new(),
+                    survivors: None,
                     epoch_ms: host.store.now_ms(),
                 },
             },

@@ -347,7 +347,11 @@ impl Log<'_> {
                 return Ok(false);
             }
         };
-        if let EventBody::Runtime(RuntimeEvent::Started { fencing_token, .. }) = &body {
+        if let EventBody::Runtime(
+            RuntimeEvent::Started { fencing_token, .. }
+            | RuntimeEvent::OwnerLost { fencing_token, .. },
+        ) = &body
+        {
             // L2, as far as the log tells.
             if fencing_token.get() <= self.started_under {
                 findings.note(
@@ -417,6 +421,9 @@ impl Log<'_> {
             ),
             ("waits", stored.waits == folded.waits),
             ("retry_pause", stored.retry_pause == folded.retry_pause),
+            ("owner_lost", stored.owner_lost == folded.owner_lost),
+            // The commit that records a loss takes the lease from the owner that was lost.
+            ("lease", front.owner == 0 || folded.owner_lost.is_none()),
             ("external_ref", stored.external_ref == folded.external_ref),
             ("terminal", self.facts.state.terminal == terminal),
             ("terminal_at_ms", front.terminal_at_ms() == ended_at),

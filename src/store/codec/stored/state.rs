@@ -9,8 +9,8 @@ use crate::model::json;
 use crate::model::lease::OwnerRecord;
 use crate::model::record::ProcessState;
 use crate::model::{
-    AbandonRequest, CancelRequest, FailureClass, FirstStart, ProcessAwaitOutput, ProcessError,
-    ProcessOwner, ProcessStatus, RetryPause, SignalWait, StoreEpoch, TerminalState,
+    AbandonRequest, CancelRequest, FailureClass, FirstStart, OwnerLoss, ProcessAwaitOutput,
+    ProcessError, ProcessOwner, ProcessStatus, RetryPause, SignalWait, StoreEpoch, TerminalState,
 };
 use crate::store::codec::Stored;
 use crate::store::error::StoreError;
@@ -162,6 +162,7 @@ pub(crate) struct StoredState {
     pub(crate) abandon_request: Option<(u64, String, Option<String>)>,
     pub(crate) waits: Vec<StoredWait>,
     pub(crate) retry_pause: Option<(u64, StoredError)>,
+    pub(crate) owner_lost: Option<(u64, Option<StoredOwnerName>)>,
     pub(crate) external_ref: Option<Vec<u8>>,
     pub(crate) terminal: Option<(StoredTerminalState, Option<StoredError>)>,
 }
@@ -207,6 +208,9 @@ impl From<&ProcessState> for StoredState {
             retry_pause: state
                 .retry_pause
                 .map(|pause| (pause.retry_at_ms, pause.error.into())),
+            owner_lost: state
+                .owner_lost
+                .map(|loss| (loss.at_ms, loss.owner.map(StoredOwnerName::from))),
             external_ref: state.external_ref.as_ref().map(json::canonical_bytes),
             terminal,
         }
@@ -274,6 +278,10 @@ impl StoredState {
                 }),
                 None => None,
             },
+            owner_lost: self.owner_lost.map(|(at_ms, owner)| OwnerLoss {
+                at_ms,
+                owner: owner.map(ProcessOwner::from),
+            }),
             external_ref: match self.external_ref {
                 Some(bytes) => Some(parse("external reference", &bytes)?),
                 None => None,

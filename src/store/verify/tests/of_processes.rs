@@ -214,7 +214,7 @@ fn e1_and_p2_a_log_that_cannot_have_happened_is_found() {
                     owner,
                     attempt: 2,
                     fencing_token,
-                    reason: StartReason::Recovery,
+                    reason: StartReason::Released,
                 };
                 started.payload = json::canonical_bytes(&second.into_parts().unwrap().1);
                 vec![append(

@@ -1,0 +1,108 @@
+//! What a lost attempt left behind outside of this runtime: only its engine can look for it.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::actors::runtime::Shared;
+use crate::model::{ProcessEvent, ProcessRecord, RecoveryDisposition, Result, Survivor};
+use crate::store::read::LoadedProcess;
+
+/// How long an engine may take to look. The command engine takes at most some two seconds.
+const LOOK_MAX: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5_000 });
+
+/// Engines that did not answer in time during this sweep: those that come after are left to the
+/// next one, so that one engine does not hold up what the others are responsible for.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SlowEngines(Arc<Mutex<HashSet<String>>>);
+
+impl SlowEngines {
+    fn has(&self, kind: &str) -> bool {
+        let slow = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slow.contains(kind)
+    }
+
+    fn add(&self, kind: &str) {
+        let mut slow = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slow.insert(kind.to_owned());
+    }
+}
+
+/// What came of looking.
+pub(super) enum Looked {
+    /// This was found alive, which may be nothing; `None` where nobody could look.
+    Found(Option<Vec<Survivor>>),
+    /// Not this time: its engine has its hands full.
+    Later,
+}
+
+/// Has the engine end what the last attempt of a process left behind.
+pub(super) async fn end_survivors(
+    shared: &Arc<Shared>,
+    loaded: &LoadedProcess,
+    slow: &SlowEngines,
+) -> Looked {
+    if loaded.registration.disposition == RecoveryDisposition::ExternallyOwned {
+        return Looked::Found(None);
+    }
+    if loaded.state.attempt == 0 {
+        return Looked::Found(Some(Vec::new()));
+    }
+    let Some(engine) = shared.engine_of(&loaded.registration) else {
+        return Looked::Found(None);
+    };
+    let record = ProcessRecord::assemble(&loaded.registration, &loaded.state);
+    let event = match engine.survivor_key(&record) {
+        Some(key) => find_event(shared, loaded, &key),
+        None => Ok(None),
+    };
+    let event = match event {
+        Ok(Some(event)) => event,
+        Ok(None) => return Looked::Found(Some(Vec::new())),
+        Err(error) => {
+            warn!(process = %record.id, %error, "survivors cannot be looked for");
+            return Looked::Found(None);
+        }
+    };
+    if slow.has(engine.kind()) {
+        return Looked::Later;
+    }
+    // In a task of its own, so that a panic in it is no more than no answer.
+    let kind = engine.kind().to_owned();
+    let mut look = tokio::spawn(async move { engine.end_survivors(&event).await });
+    match tokio::time::timeout(LOOK_MAX, &mut look).await {
+        Ok(Ok(found)) => Looked::Found(Some(found)),
+        Ok(Err(error)) => {
+            warn!(process = %record.id, %error, "its engine could not look for survivors");
+            Looked::Found(None)
+        }
+        Err(_) => {
+            look.abort();
+            slow.add(&kind);
+            warn!(process = %record.id, engine = %kind, "its engine looks for survivors too long");
+            Looked::Found(None)
+        }
+    }
+}
+
+fn find_event(
+    shared: &Shared,
+    loaded: &LoadedProcess,
+    replay_key: &str,
+) -> Result<Option<ProcessEvent>> {
+    let registration = &loaded.registration;
+    let view = shared.view()?;
+    let Some(replayed) = view.replayed(registration.incarnation, replay_key)? else {
+        return Ok(None);
+    };
+    let found = view.events(
+        &registration.id,
+        registration.incarnation,
+        replayed.sequence,
+        1,
+        usize::MAX,
+    )?;
+    Ok(found.into_iter().next())
+}

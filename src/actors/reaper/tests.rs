@@ -1,0 +1,361 @@
+//! What recovery does and leaves alone, seen from inside: stale looks, interruptions, bad rows,
+//! engines that do not answer.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::settle::carry_out;
+use super::survivors::SlowEngines;
+use super::sweep::Examined;
+use super::*;
+use crate::actors::config::RuntimeConfig;
+use crate::actors::open::Runtime;
+use crate::actors::start::StartAs;
+use crate::engines::{EngineFailure, EngineResult, ProcessContext, ProcessEngine};
+use crate::model::*;
+use crate::store::clock::{Clock, SystemClock};
+use crate::store::keys;
+use crate::store::memory_kv::{MemoryKv, MemoryStore};
+use crate::store::process_store::ProcessStore;
+use crate::store::read::IdEntry;
+use crate::store::write_set::{Change, WriteSet};
+
+/// Longer than anything here takes.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Says in an event what could outlive it, runs until it is told to stop, and keeps a list of the
+/// events by which it was asked to look for survivors.
+struct Leaves {
+    kind: &'static str,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+#[async_trait::async_trait]
+impl ProcessEngine for Leaves {
+    fn kind(&self) -> &str {
+        self.kind
+    }
+
+    fn event_types(&self) -> Vec<ProcessEventType> {
+        vec![ProcessEventType::new("spawned")]
+    }
+
+    async fn run(&self, cx: ProcessContext, _payload: Value) -> EngineResult {
+        let key = format!("spawned/{}", cx.attempt());
+        let spawned = ProcessEventAppendRequest::new("spawned", cx.attempt());
+        cx.emit_durable(spawned.with_replay_key(Some(key))).await?;
+        Err(EngineFailure::cancelled(cx.cancelled().await))
+    }
+
+    fn survivor_key(&self, record: &ProcessRecord) -> Option<String> {
+        Some(format!("spawned/{}", record.attempt))
+    }
+
+    async fn end_survivors(&self, event: &ProcessEvent) -> Vec<Survivor> {
+        let asked = format!("{} {}", event.process_id, *event.payload);
+        self.asked.lock().unwrap().push(asked);
+        match self.kind {
+            "stuck" => std::future::pending().await,
+            "panics" => panic!("an engine that cannot look"),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A store, and what its engines were asked.
+struct Ground {
+    store: MemoryStore,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Ground {
+    fn new() -> Self {
+        Self {
+            store: MemoryKv::private(),
+            asked: Arc::default(),
+        }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        let mut asked = self.asked.lock().unwrap().clone();
+        asked.sort_unstable();
+        asked
+    }
+
+    /// Opens it as soon as a runtime before has let go of it.
+    async fn open(&self, kinds: &[&'static str], slots: usize) -> Runtime {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let kv = until(|| self.store.open(Arc::clone(&clock)).ok()).await;
+        let engines = kinds.iter().map(|kind| {
+            let asked = Arc::clone(&self.asked);
+            Arc::new(Leaves { kind, asked }) as Arc<dyn ProcessEngine>
+        });
+        let config = RuntimeConfig {
+            slots,
+            sweep_every: Duration::from_secs(3_600),
+            ..RuntimeConfig::default()
+        };
+        let store = ProcessStore::new(Arc::new(kv), Arc::clone(&clock));
+        Runtime::open(config, store, clock, engines.collect())
+            .await
+            .unwrap()
+    }
+}
+
+async fn until<T>(found: impl Fn() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(BOUND, looking)
+        .await
+        .expect("did not happen in time")
+}
+
+async fn start(shared: &Arc<Shared>, id: &str, kind: &str, disposition: RecoveryDisposition) {
+    let input = ProcessInput::engine(kind, Value::Null);
+    let request = ProcessStartRequest::new(id, input, disposition, ProcessOriginator::host());
+    shared.start(request, StartAs::default()).await.unwrap();
+}
+
+/// Waits until an attempt has said what could outlive it.
+async fn said(shared: &Arc<Shared>, id: &str, attempt: u32) {
+    until(|| {
+        let record = shared.record(id).unwrap()?;
+        let spoke = shared
+            .view()
+            .unwrap()
+            .replayed(record.incarnation, &format!("spawned/{attempt}"));
+        spoke.unwrap()
+    })
+    .await;
+}
+
+fn types(shared: &Shared, record: &ProcessRecord) -> Vec<String> {
+    let view = shared.view().unwrap();
+    let events = view.events(&record.id, record.incarnation, 1, 99, usize::MAX);
+    let events = events.unwrap().into_iter();
+    events.map(|event| event.event_type).collect()
+}
+
+fn survivors(record: &ProcessRecord) -> Option<Vec<Survivor>> {
+    match record.status.output() {
+        Some(ProcessAwaitOutput::Abandoned { evidence }) => evidence.survivors.clone(),
+        other => panic!("{}: {other:?}", record.id),
+    }
+}
+
+async fn verified_and_shut(runtime: &Runtime) {
+    let report = crate::store::verify::verify(&runtime.shared.store).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    runtime.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test]
+async fn recovery_that_comes_late_leaves_the_attempt_alone_that_began_meanwhile() {
+    use RecoveryDisposition::Rerunnable;
+    let ground = Ground::new();
+    let runtime = ground.open(&["work"], 9).await;
+    start(&runtime.shared, "p", "work", Rerunnable).await;
+    said(&runtime.shared, "p", 1).await;
+    drop(runtime);
+
+    let runtime = ground.open(&["work"], 9).await;
+    let shared = Arc::clone(&runtime.shared);
+    // What a sweep found before another one, that of the open, made it ready.
+    let page = shared.recovery_page(None).unwrap();
+    let stale = page.found.into_iter().find_map(|examined| match examined {
+        Examined::Todo(task) => Some(task),
+        Examined::Done(..) => None,
+    });
+    said(&shared, "p", 2).await;
+    assert_eq!(ground.asked(), ["p 1"]);
+    let step = carry_out(&shared, stale.unwrap(), &SlowEngines::default()).await;
+    assert_eq!(step.unwrap(), RecoveryStep::Overtaken);
+    assert_eq!(
+        ground.asked(),
+        ["p 1"],
+        "attempt 2 lives, and nobody ends it"
+    );
+    let record = shared.record("p").unwrap().unwrap();
+    assert_eq!((record.attempt, record.recoveries), (2, 1));
+    verified_and_shut(&runtime).await;
+}
+
+#[tokio::test]
+async fn the_loss_of_an_owner_is_durable_before_a_slot_is_free_and_counted_once() {
+    use RecoveryDisposition::Rerunnable;
+    let ground = Ground::new();
+    let runtime = ground.open(&["work"], 9).await;
+    start(&runtime.shared, "p", "work", Rerunnable).await;
+    said(&runtime.shared, "p", 1).await;
+    let owner = runtime.shared.owner().unwrap().owner.clone();
+    drop(runtime);
+
+    let recovery = RecoveryStep::Queued {
+        reason: StartReason::Recovery,
+    };
+    // Interrupted again and again before any attempt can begin.
+    for open in 0..3 {
+        let runtime = ground.open(&["work"], 0).await;
+        let shared = Arc::clone(&runtime.shared);
+        let report = shared.recover_now().await.unwrap();
+        assert_eq!(report.processes, [("p".to_owned(), recovery)]);
+        assert_eq!((report.examined, report.queued), (1, 1));
+        assert_eq!(report.since_open.released, u64::from(open == 0));
+        let record = shared.record("p").unwrap().unwrap();
+        assert_eq!((record.attempt, record.recoveries), (1, 1), "open {open}");
+        assert_eq!(
+            record.owner_lost.as_ref().unwrap().owner,
+            Some(owner.clone())
+        );
+        assert_eq!(
+            types(&shared, &record),
+            ["process.started", "spawned", "process.owner_lost"]
+        );
+        let observed = shared.get("p").unwrap().unwrap();
+        assert!(observed.lease.is_none() && observed.facets.queued);
+        drop(runtime);
+    }
+    let runtime = ground.open(&["work"], 9).await;
+    said(&runtime.shared, "p", 2).await;
+    let record = runtime.shared.record("p").unwrap().unwrap();
+    assert_eq!((record.attempt, record.recoveries), (2, 1));
+    assert_eq!(record.owner_lost, None);
+    verified_and_shut(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_and_an_engine_that_does_not_answer_stop_nothing_else() {
+    use RecoveryDisposition::OwnerBound;
+    let kinds = ["work", "stuck", "panics"];
+    let ground = Ground::new();
+    let runtime = ground.open(&kinds, 9).await;
+    let shared = Arc::clone(&runtime.shared);
+    for (id, kind) in [
+        ("bad", "work"),
+        ("stuck", "stuck"),
+        ("panics", "panics"),
+        ("good", "work"),
+    ] {
+        start(&shared, id, kind, OwnerBound).await;
+        said(&shared, id, 1).await;
+    }
+    let Some(IdEntry::Live(row)) = shared.view().unwrap().id("bad").unwrap() else {
+        panic!("it lives");
+    };
+    let damage = Change::RecordEffect {
+        key: keys::head(row),
+        value: Bytes::from_static(b"no head"),
+    };
+    let set = WriteSet::new(Vec::new(), vec![damage]);
+    shared.store.commit_wait(set).await.unwrap();
+    drop((runtime, shared));
+
+    let runtime = ground.open(&kinds, 9).await;
+    let shared = Arc::clone(&runtime.shared);
+    let report = shared.recover_now().await.unwrap();
+    assert_eq!(
+        (report.examined, report.abandoned, report.unsettled),
+        (4, 3, 1),
+        "{report:?}"
+    );
+    let bad = (
+        format!("incarnation {}", row.incarnation),
+        RecoveryStep::Unsettled,
+    );
+    assert!(report.processes.contains(&bad), "{report:?}");
+    // What was not looked at is not said to be nothing.
+    for (id, found) in [("stuck", None), ("panics", None), ("good", Some(vec![]))] {
+        let record = shared.record(id).unwrap().unwrap();
+        assert_eq!(survivors(&record), found, "{id}");
+    }
+    runtime.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_engine_that_does_not_answer_is_waited_for_once_in_a_sweep() {
+    use RecoveryDisposition::OwnerBound;
+    let ground = Ground::new();
+    let runtime = ground.open(&["stuck"], 999).await;
+    for n in 0..300 {
+        start(&runtime.shared, &format!("p{n}"), "stuck", OwnerBound).await;
+    }
+    for n in 0..300 {
+        said(&runtime.shared, &format!("p{n}"), 1).await;
+    }
+    drop(runtime);
+    let runtime = ground.open(&["stuck"], 999).await;
+    let report = runtime.shared.recover_now().await.unwrap();
+    // Those that were asked together waited together; the rest is the next sweep's.
+    assert!(report.unsettled > 0 && report.abandoned > 0, "{report:?}");
+    assert_eq!(report.unsettled + report.abandoned, 300);
+    let again = runtime.shared.recover_now().await.unwrap();
+    assert!(again.abandoned > 0, "{again:?}");
+    assert_eq!(
+        again.since_open.abandoned,
+        report.abandoned + again.abandoned
+    );
+    runtime.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_report_counts_every_process_once_whatever_was_done_with_it() {
+    use RecoveryDisposition::{OwnerBound, Rerunnable};
+    let ground = Ground::new();
+    let runtime = ground.open(&["work", "other"], 9).await;
+    let shared = Arc::clone(&runtime.shared);
+    for (id, kind, disposition) in [
+        ("again", "work", Rerunnable),
+        ("bound", "work", OwnerBound),
+        ("stranded", "other", OwnerBound),
+        ("stranded-asked", "other", OwnerBound),
+    ] {
+        start(&shared, id, kind, disposition).await;
+        said(&shared, id, 1).await;
+    }
+    drop((runtime, shared));
+
+    let runtime = ground.open(&["work"], 9).await;
+    let shared = Arc::clone(&runtime.shared);
+    shared
+        .cancel("stranded-asked", Some("ops".into()), None)
+        .await
+        .unwrap();
+    let report = shared.recover_now().await.unwrap();
+    let counted = (
+        report.examined,
+        report.queued,
+        report.abandoned,
+        report.left,
+    );
+    assert_eq!(counted, (4, 1, 2, 1), "{report:?}");
+    // SPEC §3.8: neither claimed nor ended, and it says so; nobody looked for what a person
+    // wanted ended.
+    let stranded = shared.get("stranded").unwrap().unwrap();
+    let kind = "other".to_owned();
+    assert_eq!(
+        stranded.queued_reason,
+        Some(QueuedReason::UnregisteredEngine { kind })
+    );
+    assert!(stranded.facets.queued && stranded.lifecycle == Lifecycle::Running);
+    let asked = shared.record("stranded-asked").unwrap().unwrap();
+    assert_eq!(survivors(&asked), None);
+    let bound = shared.record("bound").unwrap().unwrap();
+    assert_eq!(survivors(&bound), Some(Vec::new()));
+
+    said(&shared, "again", 2).await;
+    let report = shared.recover_now().await.unwrap();
+    let reason = LeaveReason::Leased;
+    let running = ("again".to_owned(), RecoveryStep::Left { reason });
+    assert!(report.processes.contains(&running), "{report:?}");
+    assert_eq!((report.examined, report.left), (2, 2));
+    let totals = report.since_open;
+    assert_eq!((totals.released, totals.abandoned), (1, 2));
+    assert!(totals.sweeps >= 2);
+    verified_and_shut(&runtime).await;
+}
