@@ -394,7 +394,8 @@ async fn a_store_opened_to_look_claims_nothing_for_a_cancel_either() {
             .start(rerunnable("p", "work"), inline())
             .await
             .unwrap();
-        until(&processes, "p", |p| p.facets.started).await;
+        // Its attempt is durable before the engine is called.
+        until(&processes, "p", |_| runs.of("p").last() == Some(&1)).await;
         crash(supervisor, processes);
 
         let looking = place.reopen(|b| with(b).recover(false)).await;
