@@ -170,6 +170,89 @@ async fn a_session_cannot_forge_where_its_work_comes_from_or_goes_to() {
     close_clean(&supervisor).await;
 }
 
+/// A signal may be declared to wake somebody: whom, a session may not choose. A wake is text in the
+/// target's inbox, and takes the target's keys.
+#[tokio::test]
+async fn g1_a_session_cannot_forge_whom_a_signal_wakes() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        let session = supervisor.session(scope().with_frame("f")).processes();
+        let wake = WakeSemantics::new(Selector::pointer("/text"))
+            .with_dedupe_key(Selector::pointer("/text"));
+        let mut request =
+            ProcessStartRequest::external("p", ProcessOriginator::session(scope()), 1)
+                .with_event_type(ProcessEventType::signal("go").with_wake(wake))
+                .with_grant(Some(ProcessStartGrant::new(scope().with_frame("f"), "p")));
+        request.wake_target = Some(other());
+        processes.start(request, inline()).await.unwrap();
+        let said = |target| {
+            ProcessEventAppendRequest::signal("go", serde_json::json!({ "text": "hi" }))
+                .with_wake_target_scope(target)
+        };
+        // Whatever the id stands for, and whoever it is that is not the session itself.
+        for id in ["p", "absent"] {
+            for victim in [other(), scope(), scope().with_frame("g")] {
+                let forged = said(Some(victim.clone()));
+                let refused = session.signal(id, "go", "1", forged, inline()).await;
+                let error = refused.unwrap_err();
+                assert!(
+                    matches!(&error, Error::InvalidInput { field, process_id, .. }
+                        if field == "wake_target_scope" && process_id.as_deref() == Some(id)),
+                    "{error:?}"
+                );
+                assert_eq!(processes.wakes(&victim).await.unwrap(), []);
+            }
+        }
+        assert_eq!(processes.events("p", 0).await.unwrap(), []);
+        // Its own inbox is its own affair, and what the host declared goes where the host said: the
+        // key is not used up.
+        let own = scope().with_frame("f");
+        for (signal_id, target, inbox) in [("1", Some(own.clone()), own), ("2", None, other())] {
+            session
+                .signal("p", "go", signal_id, said(target), inline())
+                .await
+                .unwrap();
+            assert_eq!(processes.wakes(&inbox).await.unwrap().len(), 1);
+        }
+        close_clean(&supervisor).await;
+    }
+}
+
+/// A session that holds a process twice can do what it may by either grant, also where the one that
+/// it was about to use goes away before the commit.
+#[tokio::test]
+async fn a_write_falls_back_to_the_other_grant_of_a_session() {
+    let frame = || scope().with_frame("f");
+    for call in 0..3 {
+        let supervisor = Supervisor::in_memory().open().await.unwrap();
+        let processes = supervisor.processes();
+        let session = supervisor.session(frame()).processes();
+        let mut request = request("p");
+        request.originator = ProcessOriginator::session(frame());
+        session.start(request, inline()).await.unwrap();
+        processes.grant(&scope(), "p", label("p")).await.unwrap();
+        let writing = async {
+            match call {
+                0 => session
+                    .signal("p", "go", "1", go(), inline())
+                    .await
+                    .map(drop),
+                1 => session.cancel("p", inline()).await.map(drop),
+                _ => session.request_abandon("p", "me", None).await.map(drop),
+            }
+        };
+        let mut writing = std::pin::pin!(writing);
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        // It has looked for its grant, and waits for the process's actor to be there.
+        assert!(writing.as_mut().poll(&mut cx).is_pending());
+        processes.revoke(&frame(), "p").await.unwrap();
+        within(writing).await.unwrap();
+        assert_eq!(processes.events("p", 0).await.unwrap().len(), 1, "{call}");
+        close_clean(&supervisor).await;
+    }
+}
+
 #[tokio::test]
 async fn a_session_works_with_what_it_was_granted() {
     for place in Place::both() {
