@@ -292,6 +292,68 @@ async fn a_session_works_with_what_it_was_granted() {
     }
 }
 
+/// On a store that several hosts share, a revocation by one of them ends what another one reads.
+#[tokio::test]
+async fn g5_a_revocation_by_another_host_ends_what_this_one_reads() {
+    let store = InMemoryStore::shared();
+    let open = |owner: &str| {
+        Supervisor::in_memory_store(&store)
+            .owner_id(owner)
+            .sweep_every(std::time::Duration::from_millis(50))
+            .open()
+    };
+    let (here, there) = (open("here").await.unwrap(), open("there").await.unwrap());
+    let (processes, elsewhere) = (here.processes(), there.processes());
+    let session = here.session(scope()).processes();
+    for (id, transfers) in [("p", false), ("q", true)] {
+        session.start(request(id), inline()).await.unwrap();
+        for n in 0..10 {
+            processes.append_event(id, note(n)).await.unwrap();
+        }
+        let mut buffered = session.subscribe(id, 0).await.unwrap();
+        let mut parked = session.subscribe(id, 10).await.unwrap();
+        assert_eq!(next(&mut buffered).await.unwrap().unwrap().sequence, 1);
+        assert!(polled(&mut parked).is_pending());
+        let waiting = {
+            let (session, id) = (session.clone(), id.to_owned());
+            tokio::spawn(async move { session.await_output(&id).await })
+        };
+        tokio::task::yield_now().await;
+        if transfers {
+            let one = [id.to_owned()];
+            elsewhere.transfer(&scope(), &other(), &one).await.unwrap();
+        } else {
+            elsewhere.revoke(&scope(), id).await.unwrap();
+        }
+        // Nothing that was buffered, and nothing that happens now.
+        processes.append_event(id, note(11)).await.unwrap();
+        for mut subscription in [buffered, parked] {
+            let end = next(&mut subscription).await;
+            assert!(
+                matches!(end, Some(Err(Error::NotGranted { .. }))),
+                "{end:?}"
+            );
+            assert!(next(&mut subscription).await.is_none());
+        }
+        let waited = within(waiting).await.unwrap();
+        assert!(
+            matches!(waited, Err(Error::UnknownProcess { .. })),
+            "{waited:?}"
+        );
+    }
+    // Neither does a tick end what is still held, nor does it keep a reader busy.
+    session.start(request("kept"), inline()).await.unwrap();
+    let mut kept = session.subscribe("kept", 0).await.unwrap();
+    for n in 0..5 {
+        assert!(polled(&mut kept).is_pending());
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        elsewhere.append_event("kept", note(n)).await.unwrap();
+        assert_eq!(next(&mut kept).await.unwrap().unwrap().sequence, n + 1);
+    }
+    close(&here).await;
+    close(&there).await;
+}
+
 #[tokio::test]
 async fn g5_after_a_revocation_or_transfer_nothing_more_arrives() {
     for place in Place::both() {
