@@ -2,8 +2,11 @@
 
 mod edges;
 mod observe;
+mod remains;
 
 use bytes::Bytes;
+
+pub(crate) use edges::{OfSession, SessionEdge};
 
 use super::codec::stored::{
     HeadFacts, StateFacts, StateFront, StoredBody, StoredChange, StoredEffect, StoredEnv,
@@ -490,12 +493,12 @@ impl View {
         Ok((floor, newest.max(floor)))
     }
 
-    /// Tombstones after an incarnation: incarnation and when it was pruned.
+    /// Tombstones after an incarnation: incarnation, when it was pruned, and its id.
     pub(crate) fn tombstones(
         &self,
         after: Incarnation,
         limit: usize,
-    ) -> Result<Vec<(Incarnation, u64)>, StoreError> {
+    ) -> Result<Vec<(Incarnation, u64, String)>, StoreError> {
         let mut range = keys::tombstones();
         range.start = keys::tombstone(Incarnation(after.get().saturating_add(1)));
         self.kv
@@ -506,6 +509,7 @@ impl View {
                 Ok((
                     Incarnation(keys::number_of(&key).unwrap_or(0)),
                     stored.pruned_at_ms,
+                    stored.id,
                 ))
             })
             .collect()
