@@ -264,3 +264,33 @@ async fn a_watermark_keeps_what_a_projector_has_not_seen() {
     assert!(processes.get("unseen").await.unwrap().is_some());
     close_clean(&supervisor).await;
 }
+
+/// Records may be large: a page ends when it holds enough of them, and the next one goes on.
+#[tokio::test]
+async fn a_page_of_large_records_ends_early_and_misses_nothing() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    for n in 0..12 {
+        let metadata = json!({ "text": "x".repeat(900_000) });
+        let id = format!("p{n}");
+        let request = ProcessStartRequest::external(&id, ProcessOriginator::host(), metadata);
+        processes.start(request, inline()).await.unwrap();
+    }
+    // An outcome counts as what it was started with does.
+    let by = CompletionAuthority::Host { by: "test".into() };
+    let output = ProcessAwaitOutput::success(json!("y".repeat(900_000)));
+    processes.complete_external("p0", output, by).await.unwrap();
+    let mut cursor = ChangeCursor::start();
+    let mut pages = Vec::new();
+    loop {
+        let page = processes.changes_since(&cursor, 1_000).await.unwrap();
+        if page.changes.is_empty() {
+            break;
+        }
+        pages.push(page.changes.len());
+        cursor = page.next;
+    }
+    // Five make more than 4 MiB; the last one counts twice.
+    assert_eq!(pages, [5, 5, 2]);
+    close_clean(&supervisor).await;
+}

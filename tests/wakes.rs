@@ -253,3 +253,39 @@ async fn a_deleted_session_leaves_no_key_behind() {
     assert_eq!(woken(&processes, &scope("s")).await, ["may I?"]);
     close_clean(&supervisor).await;
 }
+
+/// A session that puts some off can look at the rest, and wait for new ones.
+#[tokio::test]
+async fn wakes_that_are_put_off_do_not_hide_new_ones() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    let target = scope("s");
+    started(&processes, "p", &target).await;
+    for n in 0..1_001 {
+        append(&processes, "p", "ping", text(&n.to_string())).await;
+    }
+    let first = processes.next_wakes(&target).await.unwrap();
+    assert_eq!(first.len(), 1_000);
+    let last = first.last().unwrap().wake_id;
+    let second = processes.wakes_after(&target, last).await.unwrap();
+    assert_eq!(second.len(), 1);
+    assert_eq!(second[0].text, "1000");
+    assert_eq!(processes.wakes_after(&target, 0).await.unwrap(), first);
+    let seen = second[0].wake_id;
+    let waiting = tokio::spawn({
+        let (processes, target) = (processes.clone(), target.clone());
+        async move { processes.next_wakes_after(&target, seen).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    assert!(!waiting.is_finished(), "nothing new yet");
+    // One that goes away makes no difference to where it goes on.
+    processes.ack_wake(&target, seen).await.unwrap();
+    append(&processes, "p", "ping", text("new")).await;
+    let new = within(waiting).await.unwrap().unwrap();
+    assert_eq!(new.len(), 1);
+    assert_eq!(new[0].text, "new");
+    for after in [new[0].wake_id, u64::MAX] {
+        assert_eq!(processes.wakes_after(&target, after).await.unwrap(), []);
+    }
+    close_clean(&supervisor).await;
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::reads::blocking;
 use super::runtime::Shared;
-use crate::model::limits::LIST_PAGE_MAX;
+use crate::model::limits::{CHANGES_PAGE_BYTES_MAX, LIST_PAGE_MAX};
 use crate::model::{ChangeCursor, ChangePage, Error, ProcessChange, ProcessRecord, Result};
 use crate::store::read::{FeedEntry, View};
 
@@ -48,7 +48,8 @@ impl Shared {
         Ok(position)
     }
 
-    /// Changes after a cursor, in the order of their commits.
+    /// Changes after a cursor, in the order of their commits: at most `limit`, and of large records
+    /// no further one once the bound in bytes is reached.
     pub(crate) async fn changes_since(
         self: &Arc<Self>,
         cursor: &ChangeCursor,
@@ -67,15 +68,20 @@ impl Shared {
             let after = shared.position_of(&view, &cursor)?;
             let mut changes = Vec::new();
             let mut next = cursor;
+            let mut bytes = 0;
             for (position, entry) in view.feed(after, limit)? {
+                if bytes >= CHANGES_PAGE_BYTES_MAX {
+                    break;
+                }
                 next = shared.cursor_at(position);
                 changes.push(match entry {
                     FeedEntry::Changed { row, .. } => {
-                        let Some(loaded) = view.load(row)? else {
+                        let Some((loaded, size)) = view.load_sized(row)? else {
                             return Err(Error::Corrupted {
                                 what: format!("feed position {position} names no process"),
                             });
                         };
+                        bytes += size;
                         let record = ProcessRecord::assemble(&loaded.registration, &loaded.state);
                         ProcessChange::Changed {
                             record: Box::new(record),
@@ -109,8 +115,8 @@ impl Shared {
             if !page.changes.is_empty() {
                 return Ok(page);
             }
-            if news.changed().await.is_err() {
-                return Err(Error::ShuttingDown);
+            if self.is_closed() || news.changed().await.is_err() {
+                return Err(self.stopped());
             }
         }
     }

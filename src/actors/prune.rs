@@ -11,7 +11,7 @@ use super::errors::commit_error;
 use super::reads::blocking;
 use super::runtime::Shared;
 use crate::model::retention::may_prune;
-use crate::model::{Error, Incarnation, ProcessPruneReport, PruneSelector, Result};
+use crate::model::{Incarnation, ProcessPruneReport, PruneSelector, Result};
 use crate::store::error::StoreError;
 use crate::store::keys::Row;
 use crate::store::read::FeedEntry;
@@ -36,7 +36,7 @@ impl Shared {
     ) -> Result<ProcessPruneReport> {
         selector.filter.check()?;
         if self.is_shutting_down() {
-            return Err(Error::ShuttingDown);
+            return Err(self.stopped());
         }
         let mut report = self.erase_remains().await?;
         let mut after = 0;
@@ -50,10 +50,18 @@ impl Shared {
                 None => newest,
             }
         };
+        let parent = match &selector.filter.parent {
+            None => None,
+            Some(id) => match self.view()?.incarnation_of(id)? {
+                // Nobody's children.
+                None => return Ok(report),
+                known => known,
+            },
+        };
         while after < newest {
             let (shared, selecting) = (Arc::clone(self), selector.clone());
             let (candidates, next) =
-                blocking(move || shared.prune_page(after, newest, &selecting)).await?;
+                blocking(move || shared.prune_page(after, newest, &selecting, parent)).await?;
             for group in candidates.chunks(IN_FLIGHT) {
                 self.prune_group(group, &mut report).await?;
             }
@@ -125,6 +133,7 @@ impl Shared {
         after: u64,
         newest: u64,
         selector: &PruneSelector,
+        parent: Option<Incarnation>,
     ) -> Result<(Vec<Candidate>, Option<u64>)> {
         let view = self.view()?;
         let entries = view.feed(after, FEED_PAGE)?;
@@ -146,6 +155,10 @@ impl Shared {
                 )
                 && let Some(process) = view.observe_row(row)?
                 && selector.filter.admits(&process)
+                && parent.is_none_or(|parent| {
+                    let of = process.parent.as_ref();
+                    of.is_some_and(|of| of.incarnation == parent)
+                })
             {
                 candidates.push((process.process_id, row));
             }

@@ -103,6 +103,8 @@ pub(crate) struct Shared {
     command_kib: Arc<Semaphore>,
     shutting_down: AtomicBool,
     closed: AtomicBool,
+    /// Why the store failed, if it did.
+    failure: OnceLock<Arc<str>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -136,6 +138,7 @@ impl Shared {
             actors: OnceLock::new(),
             shutting_down: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            failure: OnceLock::new(),
         }
     }
 
@@ -465,7 +468,7 @@ impl Shared {
     /// A share of what may be in flight: waits until there is room.
     pub(crate) async fn admit(&self, bytes: usize) -> Result<Admission> {
         let kib = u32::try_from((bytes >> 10).min(COMMAND_KIB_MAX)).unwrap_or(u32::MAX);
-        let over = |_| Error::ShuttingDown;
+        let over = |_| self.stopped();
         // Small payloads, which are nearly all, are bounded by the number of commands alone.
         let bytes = match kib {
             0 => None,
@@ -496,6 +499,26 @@ impl Shared {
         }
         self.end_admission();
         self.abandon_waits();
+    }
+
+    /// Stops because the store has failed: nothing further is acknowledged until it is opened again.
+    /// Whoever waits for something to happen, which it will not, is told.
+    pub(super) fn store_failed(&self, cause: Arc<str>) {
+        tracing::error!(%cause, "store failed, runtime stops: shut it down and open it again");
+        // Set before anybody looks why it ended.
+        if self.failure.set(cause).is_ok() {
+            self.fail_stop();
+        }
+    }
+
+    /// What a call is answered when this runtime goes on no more.
+    pub(crate) fn stopped(&self) -> Error {
+        match self.failure.get() {
+            Some(cause) => Error::StoreFailed {
+                cause: cause.to_string(),
+            },
+            None => Error::ShuttingDown,
+        }
     }
 
     /// Ends every wait for something that this runtime will never see.
@@ -549,7 +572,7 @@ impl Shared {
         crate::model::ids::check_id("process_id", id)?;
         for _ in 0..RETRIES_MAX {
             if self.is_shutting_down() {
-                return Err(Error::ShuttingDown);
+                return Err(self.stopped());
             }
             let admission = self.admit(command.bytes()).await?;
             let (actor, incarnation) = self.actor(id).await?;

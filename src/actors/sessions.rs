@@ -78,7 +78,7 @@ impl Shared {
         let mut after: Option<Bytes> = None;
         loop {
             if self.is_shutting_down() {
-                return Err(Error::ShuttingDown);
+                return Err(self.stopped());
             }
             let (shared, id, from) = (Arc::clone(self), report.session_id.clone(), after.clone());
             let page = blocking(move || shared.edges_page(&id, edge, from.as_deref())).await?;
@@ -153,10 +153,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Pending wakes of exactly this scope, oldest first: at most 1,000.
-    pub(crate) fn wakes(&self, scope: &SessionScope) -> Result<Vec<ProcessWake>> {
+    /// Pending wakes of exactly this scope after one of them, oldest first: at most 1,000.
+    pub(crate) async fn wakes(
+        self: &Arc<Self>,
+        scope: &SessionScope,
+        after: u64,
+    ) -> Result<Vec<ProcessWake>> {
         scope.check("scope")?;
-        let pending = self.view()?.wakes_after(scope, 0, LIST_PAGE_MAX)?;
+        let (shared, of) = (Arc::clone(self), scope.clone());
+        let pending =
+            blocking(move || Ok(shared.view()?.wakes_after(&of, after, LIST_PAGE_MAX)?)).await?;
         Ok(pending
             .into_iter()
             .map(|wake| ProcessWake {
@@ -170,6 +176,25 @@ impl Shared {
                 created_at_ms: wake.created_at_ms,
             })
             .collect())
+    }
+
+    /// The same, and where there are none, waits for the first one.
+    pub(crate) async fn next_wakes(
+        self: &Arc<Self>,
+        scope: &SessionScope,
+        after: u64,
+    ) -> Result<Vec<ProcessWake>> {
+        // Listened to first, looked at second.
+        let mut news = self.hub.listen_scope(scope);
+        loop {
+            let pending = self.wakes(scope, after).await?;
+            if !pending.is_empty() {
+                return Ok(pending);
+            }
+            if self.is_closed() || !news.changed().await {
+                return Err(self.stopped());
+            }
+        }
     }
 
     /// Acknowledges a wake; one that is gone is no error.
@@ -198,7 +223,7 @@ impl Shared {
             target.check("scope")?;
         }
         if self.is_shutting_down() {
-            return Err(Error::ShuttingDown);
+            return Err(self.stopped());
         }
         let _admission = self.admit(0).await?;
         let row = self.row_of(&self.view()?, process_id)?;
@@ -271,7 +296,7 @@ impl Shared {
         scopes: Vec<SessionScope>,
     ) -> Result<()> {
         if self.is_shutting_down() {
-            return Err(Error::ShuttingDown);
+            return Err(self.stopped());
         }
         let _admission = self.admit(0).await?;
         match self.commit_edges(vec![change], scopes).await {

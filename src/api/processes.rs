@@ -187,7 +187,7 @@ impl Processes {
     /// `ShuttingDown`.
     pub fn observer(&self) -> Result<ProcessWorkObserver> {
         if self.shared.is_shutting_down() {
-            return Err(Error::ShuttingDown);
+            return Err(self.shared.stopped());
         }
         Ok(ProcessWorkObserver::new(Arc::clone(&self.shared)))
     }

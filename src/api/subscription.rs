@@ -128,6 +128,7 @@ enum State {
 /// log. It never slows a commit (E7). Only what is durable is shown.
 ///
 /// An `Err` is its last item: `NotGranted` when the grant of a session went away, `ShuttingDown`,
+/// `StoreFailed`,
 /// `NoLongerRetained` when the process was pruned. The sequence of the last event received is where
 /// to resume.
 pub struct Subscription {
@@ -248,7 +249,7 @@ impl Source {
         };
         if front.last_sequence <= self.cursor {
             if front.terminal_at_ms().is_none() && self.shared.is_closed() {
-                return Err(Error::ShuttingDown);
+                return Err(self.shared.stopped());
             }
             return Ok(front.terminal_at_ms().map(|_| Batch::End));
         }
@@ -280,7 +281,7 @@ impl Source {
         if heard {
             Ok(())
         } else {
-            Err(Error::ShuttingDown)
+            Err(self.shared.stopped())
         }
     }
 }

@@ -249,53 +249,73 @@ impl View {
 
     /// A process by row, whole.
     pub(crate) fn load(&self, row: Row) -> Result<Option<LoadedProcess>, StoreError> {
-        let Some(head) = self.get::<StoredHead>(&keys::head(row))? else {
+        Ok(self.load_sized(row)?.map(|(loaded, _)| loaded))
+    }
+
+    /// The same, and the bytes of what may be large in it: what it was started with, and its outcome.
+    pub(crate) fn load_sized(
+        &self,
+        row: Row,
+    ) -> Result<Option<(LoadedProcess, usize)>, StoreError> {
+        let Some(head) = self.kv.get(&keys::head(row))? else {
             return Ok(None);
         };
-        let (facts, inline) = head.facts(row);
+        let mut bytes = head.len();
+        let (facts, inline) = codec::decode::<StoredHead>(&head)?.facts(row);
         let body = match inline {
             Some(body) => body,
-            None => self
-                .get::<StoredBody>(&keys::body(row))?
-                .ok_or_else(|| missing("body", &facts.id))?,
+            None => {
+                let body = self
+                    .kv
+                    .get(&keys::body(row))?
+                    .ok_or_else(|| missing("body", &facts.id))?;
+                bytes += body.len();
+                codec::decode::<StoredBody>(&body)?
+            }
         };
         let registration = facts.with_body(&body)?;
         let (state, front) = self
             .state(row)?
             .ok_or_else(|| missing("state", &registration.id))?;
         let output = match &state.terminal {
-            Some(_) => Some(self.output(&registration, front.last_sequence)?),
+            Some(_) => {
+                let (output, size) = self.output(&registration, front.last_sequence)?;
+                bytes += size;
+                Some(output)
+            }
             None => None,
         };
-        Ok(Some(LoadedProcess {
+        let loaded = LoadedProcess {
             row,
             registration,
             state: state.with_output(output),
             edges: front.into(),
-        }))
+        };
+        Ok(Some((loaded, bytes)))
     }
 
-    /// The output that a process's terminal event says.
+    /// The output that a process's terminal event says, and the event's bytes.
     fn output(
         &self,
         registration: &Registration,
         last_sequence: u64,
-    ) -> Result<ProcessAwaitOutput, StoreError> {
-        let event = self
-            .events(
-                &registration.id,
-                registration.incarnation,
-                last_sequence,
-                1,
-                usize::MAX,
-            )?
+    ) -> Result<(ProcessAwaitOutput, usize), StoreError> {
+        let (_, stored) = self
+            .kv
+            .events(registration.incarnation.get(), last_sequence, 1, usize::MAX)?
             .pop()
             .ok_or_else(|| missing("terminal event", &registration.id))?;
+        let event = codec::decode::<StoredEvent>(&stored)?.into_event(
+            &registration.id,
+            registration.incarnation,
+            last_sequence,
+        )?;
         let body = EventBody::of(&event).map_err(|error| StoreError::Corrupted {
             what: error.to_string(),
         })?;
-        fold::terminal_output(registration, &body)
-            .ok_or_else(|| missing("terminal event at the end of the log", &registration.id))
+        let output = fold::terminal_output(registration, &body)
+            .ok_or_else(|| missing("terminal event at the end of the log", &registration.id))?;
+        Ok((output, stored.len()))
     }
 
     fn state(&self, row: Row) -> Result<Option<(StateFacts, StateFront)>, StoreError> {

@@ -5,6 +5,7 @@ pub(crate) mod prune;
 mod wakes;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -16,6 +17,7 @@ use super::codec::{self, Stored};
 use super::error::StoreError;
 use super::keys::{self, Row};
 use super::kv::{CommitContext, KeyRange, Op, Outcome, Proposal, Reader, Verdict};
+use super::process_store::Alarm;
 use super::write_set::{
     Append, Change, CommitError, CommitResult, Condition, LeaseWrite, Receipt, Refusal, Register,
     WriteSet,
@@ -34,6 +36,7 @@ pub(crate) struct Submission {
     /// The epoch, where only one runtime can have the store open.
     pub(crate) exclusive_epoch: Option<StoreEpoch>,
     pub(crate) verdict: Result<Receipt, Refusal>,
+    pub(crate) alarm: Arc<Alarm>,
     pub(crate) done: Done,
 }
 
@@ -79,6 +82,9 @@ impl Proposal for Submission {
     }
 
     fn done(self: Box<Self>, outcome: Outcome) {
+        if let Outcome::NotWritten(error) | Outcome::Unknown(error) = &outcome {
+            self.alarm.hear(error);
+        }
         let result = match (outcome, self.verdict) {
             (Outcome::Committed { commit }, Ok(mut receipt)) => {
                 receipt.commit = commit;
