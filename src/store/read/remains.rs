@@ -37,8 +37,8 @@ impl View {
             .all(|found| found.len() < KEYS_MAX);
         Ok(Remains {
             row,
-            scopes: keys_to(grants, keys::scope_of),
-            wakes: keys_to(wakes, keys::number_of),
+            scopes: keys_to(&grants, keys::scope_of),
+            wakes: keys_to(&wakes, keys::number_of),
             replays: replays.into_iter().map(|(key, _)| key).collect(),
             is_all,
         })

@@ -32,10 +32,7 @@ pub(crate) const EFFECTS_MAX: usize = 1_000;
 pub(crate) const LATE_EFFECTS_MAX: usize = 16;
 
 /// What keys say, of those that say it.
-pub(crate) fn keys_to<T>(
-    entries: Vec<(Bytes, Bytes)>,
-    says: impl Fn(&[u8]) -> Option<T>,
-) -> Vec<T> {
+pub(crate) fn keys_to<T>(entries: &[(Bytes, Bytes)], says: impl Fn(&[u8]) -> Option<T>) -> Vec<T> {
     entries.iter().filter_map(|(key, _)| says(key)).collect()
 }
 
@@ -126,8 +123,8 @@ impl Resolver<'_, '_> {
         self.erase(
             &Remains {
                 row,
-                scopes: keys_to(grants, keys::scope_of),
-                wakes: keys_to(wakes, keys::number_of),
+                scopes: keys_to(&grants, keys::scope_of),
+                wakes: keys_to(&wakes, keys::number_of),
                 replays: replays.into_iter().map(|(key, _)| key).collect(),
                 is_all: false,
             },
