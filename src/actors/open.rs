@@ -93,6 +93,7 @@ impl Runtime {
         let recover = config.recover;
         let shared = Arc::new(Shared::new(config, store, lease_clock, engines));
         watch_store(&shared);
+        shared.begin_feed().await?;
         let (root, _) = Root::spawn(None, Root, Arc::clone(&shared))
             .await
             .map_err(|error| spawn_failed(&error))?;

@@ -92,6 +92,8 @@ pub(crate) mod kind {
     pub(crate) const ENV_USERS: u8 = 0x16;
     /// Pruned processes of which something is still to be erased.
     pub(crate) const REMAINS: u8 = 0x17;
+    /// Where in the feed each open of the store began.
+    pub(crate) const FEED_EPOCH: u8 = 0x18;
 }
 
 struct Key(Vec<u8>);
@@ -370,6 +372,18 @@ pub(crate) fn remains(incarnation: Incarnation) -> Bytes {
 
 pub(crate) fn all_remains() -> KeyRange {
     Key::new(kind::REMAINS).range()
+}
+
+pub(crate) fn feed_epoch(epoch: u64) -> Bytes {
+    Key::new(kind::FEED_EPOCH).number(epoch).done()
+}
+
+/// The epochs after one.
+pub(crate) fn feed_epochs_after(epoch: u64) -> KeyRange {
+    KeyRange {
+        start: feed_epoch(epoch.saturating_add(1)),
+        end: Key::new(kind::FEED_EPOCH).range().end,
+    }
 }
 
 pub(crate) fn feed_floor() -> Bytes {

@@ -10,8 +10,8 @@ pub(crate) use edges::{OfSession, SessionEdge};
 
 use super::codec::stored::{
     HeadFacts, StateFacts, StateFront, StoredBody, StoredChange, StoredEffect, StoredEnv,
-    StoredEvent, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner, StoredReplay,
-    StoredScope, StoredState, StoredTombstone, StoredWake,
+    StoredEvent, StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner,
+    StoredReplay, StoredScope, StoredState, StoredTombstone, StoredWake,
 };
 use super::codec::{self, Stored};
 use super::error::StoreError;
@@ -497,6 +497,34 @@ impl View {
                 Ok((position, entry))
             })
             .collect()
+    }
+
+    /// An epoch of the feed.
+    pub(crate) fn feed_epoch(&self, epoch: u64) -> Result<Option<StoredFeedEpoch>, StoreError> {
+        self.get::<StoredFeedEpoch>(&keys::feed_epoch(epoch))
+    }
+
+    /// The first epoch of the feed after another.
+    pub(crate) fn feed_epoch_after(
+        &self,
+        epoch: u64,
+    ) -> Result<Option<StoredFeedEpoch>, StoreError> {
+        match self.kv.scan(&keys::feed_epochs_after(epoch), 1)?.first() {
+            Some((_, value)) => codec::decode(value).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The newest epoch of the feed, and its number.
+    pub(crate) fn newest_feed_epoch(&self) -> Result<Option<(u64, StoredFeedEpoch)>, StoreError> {
+        let newest = self.kv.scan_back(&keys::feed_epochs_after(0), 1)?;
+        let Some((key, value)) = newest.first() else {
+            return Ok(None);
+        };
+        let Some(number) = keys::number_of(key) else {
+            return Ok(None);
+        };
+        Ok(Some((number, codec::decode(value)?)))
     }
 
     /// The oldest position from which every deletion is still known, and the newest position.

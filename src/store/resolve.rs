@@ -10,8 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::codec::stored::{
-    NOTHING, StateFront, StoredChange, StoredEnv, StoredGrant, StoredId, StoredNumber, StoredOwner,
-    StoredReplay, StoredScope, StoredState, StoredTombstone,
+    NOTHING, StateFront, StoredChange, StoredEnv, StoredFeedEpoch, StoredGrant, StoredId,
+    StoredNumber, StoredOwner, StoredReplay, StoredScope, StoredState, StoredTombstone,
 };
 use super::codec::{self, Stored};
 use super::error::StoreError;
@@ -251,6 +251,17 @@ impl Resolver<'_, '_> {
                     Refusal::Leased,
                 )?;
                 self.delete(keys::owner(*number));
+                Ok(())
+            }
+            Change::BeginFeed { epoch, nonce } => {
+                let key = keys::feed_epoch(epoch.get());
+                if self.raw(&key)?.is_none() {
+                    let begins = StoredFeedEpoch {
+                        first_position: self.cx.next_position,
+                        nonce: *nonce,
+                    };
+                    self.put(key, codec::encode(&begins)?);
+                }
                 Ok(())
             }
             Change::RecordEffect { key, value } => {

@@ -11,7 +11,7 @@ use crate::model::lease::OwnerRecord;
 use crate::model::retention::Tombstone;
 use crate::model::{
     ContentHash, FencingToken, Incarnation, OwnerNumber, ProcessHandleDescriptor,
-    ProcessOriginator, ProcessPruneReport, SessionScope,
+    ProcessOriginator, ProcessPruneReport, SessionScope, StoreEpoch,
 };
 
 /// What must hold when a set is applied. Checked by the committer, in queue order.
@@ -166,6 +166,8 @@ pub(crate) enum Change {
     },
     /// An owner that nobody names any more.
     RemoveOwner { number: OwnerNumber },
+    /// The feed of an epoch begins, once.
+    BeginFeed { epoch: StoreEpoch, nonce: u64 },
     /// An effect's recorded outcome.
     RecordEffect { key: Bytes, value: Bytes },
     /// A process is taken out and a tombstone put in its place. Of what is keyed by its incarnation,

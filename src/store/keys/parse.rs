@@ -57,6 +57,7 @@ pub(crate) enum Parsed {
     FeedFloor,
     EnvUsers(ContentHash),
     Remains(Incarnation),
+    FeedEpoch(u64),
 }
 
 /// Takes a key apart; `None` if its kind is unknown or it is not laid out as its kind is.
@@ -114,6 +115,7 @@ pub(crate) fn parse(key: &[u8]) -> Option<Parsed> {
         kind::FEED_FLOOR => Parsed::FeedFloor,
         kind::ENV_USERS => Parsed::EnvUsers(parts.hash()?),
         kind::REMAINS => Parsed::Remains(Incarnation(parts.number()?)),
+        kind::FEED_EPOCH => Parsed::FeedEpoch(parts.number()?),
         _ => return None,
     };
     parts.0.is_empty().then_some(parsed)
@@ -287,6 +289,7 @@ mod tests {
             (feed_floor(), Parsed::FeedFloor),
             (env_users(&env), Parsed::EnvUsers(env)),
             (remains(ROW.incarnation), Parsed::Remains(ROW.incarnation)),
+            (feed_epoch(4), Parsed::FeedEpoch(4)),
         ]
     }
 
@@ -310,7 +313,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_none() {
-        for kind in (0x18..=u8::MAX).chain([0]) {
+        for kind in (0x19..=u8::MAX).chain([0]) {
             assert_eq!(parse(&[kind]), None);
         }
     }

@@ -2,8 +2,8 @@
 
 use super::super::codec::stored::{
     HeadFacts, StoredBody, StoredChange, StoredDedupe, StoredEffect, StoredEnv, StoredEvent,
-    StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner, StoredReplay, StoredScope,
-    StoredState, StoredTombstone, StoredWake, StoredWakeOf,
+    StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner, StoredReplay,
+    StoredScope, StoredState, StoredTombstone, StoredWake, StoredWakeOf,
 };
 use super::super::codec::{self, Stored};
 use super::super::error::StoreError;
@@ -56,6 +56,7 @@ impl Entry<'_> {
             Parsed::Tombstone(incarnation) => self.tombstone(incarnation),
             Parsed::FeedFloor => self.value::<StoredNumber>().map(drop),
             Parsed::Remains(incarnation) => self.remains(incarnation),
+            Parsed::FeedEpoch(_) => self.value::<StoredFeedEpoch>().map(drop),
         }
     }
 
