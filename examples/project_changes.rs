@@ -37,7 +37,7 @@ impl Table {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let store = InMemoryStore::new();
     let mut table = Table {
         rows: BTreeMap::new(),
@@ -81,6 +81,10 @@ async fn main() -> Result<()> {
         table.apply(page);
     }
     println!("after the restart: {:?}", table.rows);
+    let known: Vec<&str> = table.rows.keys().map(String::as_str).collect();
+    if known != ["b", "c"] {
+        return Err(format!("a is gone, and the table knows {known:?}").into());
+    }
     supervisor.shutdown(ShutdownOptions::default()).await?;
     Ok(())
 }

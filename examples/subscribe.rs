@@ -29,7 +29,7 @@ impl ProcessEngine for Count {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let supervisor = Supervisor::in_memory().engine(Count).open().await?;
     let processes = supervisor.processes();
     let request = ProcessStartRequest::new(
@@ -55,6 +55,9 @@ async fn main() -> Result<()> {
         seen = event.sequence;
     }
     println!("ended after event {seen}");
+    if seen < 5 {
+        return Err(format!("five were counted, and {seen} events seen").into());
+    }
 
     // Late, and only for the last two.
     let mut late = processes.subscribe("count-1", seen - 2).await?;

@@ -12,7 +12,7 @@ use procession::*;
 use serde_json::json;
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let supervisor = Supervisor::in_memory().open().await?;
     let (writer, reviewer) = (
         SessionScope::new("writer"),
@@ -49,7 +49,7 @@ async fn main() -> Result<()> {
     // The comment never reaches the writer; to it the id might as well not exist.
     match next(&mut following).await {
         Some(Err(Error::NotGranted { ids, .. })) => println!("the writer lost {}", ids.join(", ")),
-        other => println!("unexpected: {other:?}"),
+        other => return Err(format!("the writer was shown {other:?}").into()),
     }
     println!(
         "to the writer: {}",

@@ -36,7 +36,7 @@ impl ProcessEngine for Backup {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let supervisor = Supervisor::in_memory().engine(Backup).open().await?;
     let processes = supervisor.processes();
     let session = SessionScope::new("ops");
@@ -64,7 +64,11 @@ async fn main() -> Result<()> {
         }
     }
     processes.await_output("backup-1").await?;
-    println!("{} left", processes.wakes(&session).await?.len());
+    let left = processes.wakes(&session).await?.len();
+    println!("{left} left");
+    if left > 0 {
+        return Err(format!("{left} wakes more than there are disks").into());
+    }
     supervisor.shutdown(ShutdownOptions::default()).await?;
     Ok(())
 }

@@ -69,3 +69,52 @@ fn retention_prunes_what_it_may_and_remembers_it() {
         ["the reader: a-3 changed", "the reader: a-1 is gone"]
     );
 }
+
+#[test]
+fn subscribe_shows_the_log_and_then_its_end() {
+    let lines = lines("subscribe");
+    let ended = lines
+        .iter()
+        .position(|line| line.starts_with("ended after event "))
+        .unwrap();
+    let sequences: Vec<String> = (1..=ended).map(|n| format!("{n:>2}")).collect();
+    let shown: Vec<&str> = lines[..ended].iter().map(|line| &line[..2]).collect();
+    assert_eq!(shown, sequences, "no gap and no duplicate");
+    let counted = lines.iter().filter(|line| line.contains(" counted "));
+    assert_eq!(counted.count(), 5);
+    assert_eq!(lines[ended], format!("ended after event {ended}"));
+    let late = &lines[ended + 1..];
+    assert_eq!(late, ["again: counted", "again: process.completed"]);
+}
+
+#[test]
+fn transfer_takes_it_from_the_one_and_gives_it_to_the_other() {
+    let lines = lines("transfer");
+    let expected = [
+        "refused: unknown process not-mine",
+        "the writer still has 1 of them",
+        "the writer lost draft-7f3a",
+        "to the writer: unknown process draft-7f3a",
+    ];
+    assert_eq!(lines[..4], expected);
+    assert!(lines[4].starts_with("to the reviewer: ["), "{}", lines[4]);
+    assert!(lines[4].contains("looks good"), "{}", lines[4]);
+    assert_eq!(lines.len(), 5);
+}
+
+#[test]
+fn wake_tells_of_each_disk_once() {
+    let lines = lines("wake");
+    assert!(lines[0].starts_with("backup-1: sda is 97% full (event "));
+    assert!(lines[1].starts_with("backup-1: sdb is 98% full (event "));
+    assert_eq!(lines[2..], ["0 left"]);
+}
+
+#[test]
+fn project_changes_resumes_and_learns_of_the_deletion() {
+    let expected = [
+        r#"projected: {"a": "running", "b": "running", "c": "running"}"#,
+        r#"after the restart: {"b": "completed", "c": "running"}"#,
+    ];
+    assert_eq!(lines("project_changes"), expected);
+}

@@ -264,3 +264,85 @@ async fn a_watermark_keeps_what_a_projector_has_not_seen() {
     assert!(processes.get("unseen").await.unwrap().is_some());
     close_clean(&supervisor).await;
 }
+
+/// Records may be large: a page ends when it holds enough of them, and the next one goes on.
+#[tokio::test]
+async fn a_page_of_large_records_ends_early_and_misses_nothing() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    for n in 0..12 {
+        let metadata = json!({ "text": "x".repeat(900_000) });
+        let id = format!("p{n}");
+        let request = ProcessStartRequest::external(&id, ProcessOriginator::host(), metadata);
+        processes.start(request, inline()).await.unwrap();
+    }
+    // An outcome counts as what it was started with does.
+    let by = CompletionAuthority::Host { by: "test".into() };
+    let output = ProcessAwaitOutput::success(json!("y".repeat(900_000)));
+    processes.complete_external("p0", output, by).await.unwrap();
+    let mut cursor = ChangeCursor::start();
+    let mut pages = Vec::new();
+    loop {
+        let page = processes.changes_since(&cursor, 1_000).await.unwrap();
+        if page.changes.is_empty() {
+            break;
+        }
+        pages.push(page.changes.len());
+        cursor = page.next;
+    }
+    // Five make more than 4 MiB; the last one counts twice.
+    assert_eq!(pages, [5, 5, 2]);
+    close_clean(&supervisor).await;
+}
+
+/// A store that was restored from a copy takes its positions again, for other changes: a cursor that
+/// has seen more than the copy had is refused, also once the store has caught up with it.
+#[tokio::test]
+async fn a_cursor_of_another_timeline_is_refused_for_good() {
+    let home = tempfile::tempdir().unwrap();
+    let (store, older) = (home.path().join("store"), home.path().join("older"));
+    let write = async |path: &std::path::Path, ids: std::ops::Range<u32>| {
+        let supervisor = Supervisor::builder(path).open().await.unwrap();
+        let processes = supervisor.processes();
+        for n in ids {
+            let request = external(&format!("p-{n}"));
+            processes.start(request, inline()).await.unwrap();
+        }
+        let page = processes.changes_since(&ChangeCursor::start(), 999).await;
+        close(&supervisor).await;
+        page.unwrap().next
+    };
+    let before = write(&store, 0..3).await;
+    std::fs::create_dir(&older).unwrap();
+    copy(&store, &older);
+    let same_open = write(&store, 3..6).await;
+    let later_open = write(&store, 6..9).await;
+    // Restored, and soon further than either had come.
+    let restored = write(&older, 10..30).await;
+    let supervisor = Supervisor::builder(&older).open().await.unwrap();
+    let processes = supervisor.processes();
+    for lost in [&same_open, &later_open] {
+        let refused = processes.changes_since(lost, 9).await;
+        assert!(
+            matches!(&refused, Err(Error::InvalidInput { field, .. }) if field == "cursor"),
+            "{refused:?}"
+        );
+    }
+    // What was before the copy is known to both, and what is of this one, to this one.
+    for (known, changes) in [(&before, 20), (&restored, 0)] {
+        let page = processes.changes_since(known, 99).await.unwrap();
+        assert_eq!(page.changes.len(), changes);
+    }
+    close(&supervisor).await;
+    let original = Supervisor::builder(&store).open().await.unwrap();
+    let page = original.processes().changes_since(&same_open, 99).await;
+    assert_eq!(page.unwrap().changes.len(), 3);
+    assert!(
+        original
+            .processes()
+            .changes_since(&restored, 9)
+            .await
+            .is_err()
+    );
+    close(&original).await;
+}

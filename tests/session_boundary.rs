@@ -170,6 +170,89 @@ async fn a_session_cannot_forge_where_its_work_comes_from_or_goes_to() {
     close_clean(&supervisor).await;
 }
 
+/// A signal may be declared to wake somebody: whom, a session may not choose. A wake is text in the
+/// target's inbox, and takes the target's keys.
+#[tokio::test]
+async fn g1_a_session_cannot_forge_whom_a_signal_wakes() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        let session = supervisor.session(scope().with_frame("f")).processes();
+        let wake = WakeSemantics::new(Selector::pointer("/text"))
+            .with_dedupe_key(Selector::pointer("/text"));
+        let mut request =
+            ProcessStartRequest::external("p", ProcessOriginator::session(scope()), 1)
+                .with_event_type(ProcessEventType::signal("go").with_wake(wake))
+                .with_grant(Some(ProcessStartGrant::new(scope().with_frame("f"), "p")));
+        request.wake_target = Some(other());
+        processes.start(request, inline()).await.unwrap();
+        let said = |target| {
+            ProcessEventAppendRequest::signal("go", serde_json::json!({ "text": "hi" }))
+                .with_wake_target_scope(target)
+        };
+        // Whatever the id stands for, and whoever it is that is not the session itself.
+        for id in ["p", "absent"] {
+            for victim in [other(), scope(), scope().with_frame("g")] {
+                let forged = said(Some(victim.clone()));
+                let refused = session.signal(id, "go", "1", forged, inline()).await;
+                let error = refused.unwrap_err();
+                assert!(
+                    matches!(&error, Error::InvalidInput { field, process_id, .. }
+                        if field == "wake_target_scope" && process_id.as_deref() == Some(id)),
+                    "{error:?}"
+                );
+                assert_eq!(processes.wakes(&victim).await.unwrap(), []);
+            }
+        }
+        assert_eq!(processes.events("p", 0).await.unwrap(), []);
+        // Its own inbox is its own affair, and what the host declared goes where the host said: the
+        // key is not used up.
+        let own = scope().with_frame("f");
+        for (signal_id, target, inbox) in [("1", Some(own.clone()), own), ("2", None, other())] {
+            session
+                .signal("p", "go", signal_id, said(target), inline())
+                .await
+                .unwrap();
+            assert_eq!(processes.wakes(&inbox).await.unwrap().len(), 1);
+        }
+        close_clean(&supervisor).await;
+    }
+}
+
+/// A session that holds a process twice can do what it may by either grant, also where the one that
+/// it was about to use goes away before the commit.
+#[tokio::test]
+async fn a_write_falls_back_to_the_other_grant_of_a_session() {
+    let frame = || scope().with_frame("f");
+    for call in 0..3 {
+        let supervisor = Supervisor::in_memory().open().await.unwrap();
+        let processes = supervisor.processes();
+        let session = supervisor.session(frame()).processes();
+        let mut request = request("p");
+        request.originator = ProcessOriginator::session(frame());
+        session.start(request, inline()).await.unwrap();
+        processes.grant(&scope(), "p", label("p")).await.unwrap();
+        let writing = async {
+            match call {
+                0 => session
+                    .signal("p", "go", "1", go(), inline())
+                    .await
+                    .map(drop),
+                1 => session.cancel("p", inline()).await.map(drop),
+                _ => session.request_abandon("p", "me", None).await.map(drop),
+            }
+        };
+        let mut writing = std::pin::pin!(writing);
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        // It has looked for its grant, and waits for the process's actor to be there.
+        assert!(writing.as_mut().poll(&mut cx).is_pending());
+        processes.revoke(&frame(), "p").await.unwrap();
+        within(writing).await.unwrap();
+        assert_eq!(processes.events("p", 0).await.unwrap().len(), 1, "{call}");
+        close_clean(&supervisor).await;
+    }
+}
+
 #[tokio::test]
 async fn a_session_works_with_what_it_was_granted() {
     for place in Place::both() {
@@ -207,6 +290,68 @@ async fn a_session_works_with_what_it_was_granted() {
         output(&processes, "alien").await;
         close_clean(&supervisor).await;
     }
+}
+
+/// On a store that several hosts share, a revocation by one of them ends what another one reads.
+#[tokio::test]
+async fn g5_a_revocation_by_another_host_ends_what_this_one_reads() {
+    let store = InMemoryStore::shared();
+    let open = |owner: &str| {
+        Supervisor::in_memory_store(&store)
+            .owner_id(owner)
+            .sweep_every(std::time::Duration::from_millis(50))
+            .open()
+    };
+    let (here, there) = (open("here").await.unwrap(), open("there").await.unwrap());
+    let (processes, elsewhere) = (here.processes(), there.processes());
+    let session = here.session(scope()).processes();
+    for (id, transfers) in [("p", false), ("q", true)] {
+        session.start(request(id), inline()).await.unwrap();
+        for n in 0..10 {
+            processes.append_event(id, note(n)).await.unwrap();
+        }
+        let mut buffered = session.subscribe(id, 0).await.unwrap();
+        let mut parked = session.subscribe(id, 10).await.unwrap();
+        assert_eq!(next(&mut buffered).await.unwrap().unwrap().sequence, 1);
+        assert!(polled(&mut parked).is_pending());
+        let waiting = {
+            let (session, id) = (session.clone(), id.to_owned());
+            tokio::spawn(async move { session.await_output(&id).await })
+        };
+        tokio::task::yield_now().await;
+        if transfers {
+            let one = [id.to_owned()];
+            elsewhere.transfer(&scope(), &other(), &one).await.unwrap();
+        } else {
+            elsewhere.revoke(&scope(), id).await.unwrap();
+        }
+        // Nothing that was buffered, and nothing that happens now.
+        processes.append_event(id, note(11)).await.unwrap();
+        for mut subscription in [buffered, parked] {
+            let end = next(&mut subscription).await;
+            assert!(
+                matches!(end, Some(Err(Error::NotGranted { .. }))),
+                "{end:?}"
+            );
+            assert!(next(&mut subscription).await.is_none());
+        }
+        let waited = within(waiting).await.unwrap();
+        assert!(
+            matches!(waited, Err(Error::UnknownProcess { .. })),
+            "{waited:?}"
+        );
+    }
+    // Neither does a tick end what is still held, nor does it keep a reader busy.
+    session.start(request("kept"), inline()).await.unwrap();
+    let mut kept = session.subscribe("kept", 0).await.unwrap();
+    for n in 0..5 {
+        assert!(polled(&mut kept).is_pending());
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        elsewhere.append_event("kept", note(n)).await.unwrap();
+        assert_eq!(next(&mut kept).await.unwrap().unwrap().sequence, n + 1);
+    }
+    close(&here).await;
+    close(&there).await;
 }
 
 #[tokio::test]

@@ -3,10 +3,14 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use common::*;
+use futures_core::Stream;
 use procession::*;
 use serde_json::json;
 
@@ -52,6 +56,41 @@ async fn e6_a_subscription_is_contiguous_from_any_cursor_while_writers_go_on() {
             let expected: Vec<u64> = (after.saturating_add(1)..=last).collect();
             assert_eq!(drain(&mut late).await, expected, "after {after}");
         }
+        close_clean(&supervisor).await;
+    }
+}
+
+/// A long log is read in pages, off the thread that polls, and others get their turn in between.
+#[tokio::test]
+async fn a_long_replay_leaves_time_for_other_work() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        processes.start(noted("p"), inline()).await.unwrap();
+        notes(&processes, "p", 2_000).await;
+        complete(&processes, "p").await;
+        let turns = Arc::new(AtomicUsize::new(0));
+        let beside = tokio::spawn({
+            let turns = Arc::clone(&turns);
+            async move {
+                loop {
+                    turns.fetch_add(1, Ordering::Relaxed);
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let mut replay = processes.subscribe("p", 0).await.unwrap();
+        let mut sequences = Vec::new();
+        // Polled as a plain loop does, with nothing in it that yields by itself.
+        while let Some(event) = std::future::poll_fn(|cx| Pin::new(&mut replay).poll_next(cx)).await
+        {
+            sequences.push(event.unwrap().sequence);
+        }
+        assert_eq!(sequences, (1..=2_001).collect::<Vec<u64>>());
+        // Thirty pages and more, each of them read while others went on.
+        let turns = turns.load(Ordering::Relaxed);
+        assert!(turns >= 30, "{turns} turns");
+        beside.abort();
         close_clean(&supervisor).await;
     }
 }
@@ -160,10 +199,24 @@ async fn e7_readers_that_never_read_delay_no_commit() {
             assert_eq!(page.changes.len(), 1);
         }
         complete(&processes, "p").await;
+        for subscription in &mut stalled {
+            let buffered = |of: &Subscription| -> usize {
+                let shown = format!("{of:?}");
+                let digits: String = shown.chars().filter(char::is_ascii_digit).collect();
+                digits.parse().unwrap()
+            };
+            // What a reader holds is bounded while it reads nothing, and while it reads.
+            assert_eq!(buffered(subscription), 0);
+            for sequence in 1..=100 {
+                let event = next(subscription).await.unwrap().unwrap();
+                assert_eq!(event.sequence, sequence);
+                assert!(buffered(subscription) < 64, "{subscription:?}");
+            }
+        }
         for mut subscription in stalled {
             assert_eq!(
                 drain(&mut subscription).await,
-                (1..=count + 1).collect::<Vec<_>>()
+                (101..=count + 1).collect::<Vec<_>>()
             );
         }
         close_clean(&supervisor).await;

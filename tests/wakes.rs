@@ -185,3 +185,107 @@ async fn what_was_pending_for_a_replaced_target_is_discarded_and_counted() {
         close_clean(&supervisor).await;
     }
 }
+
+/// However many wakes there are, they go in commits of bounded size, and each counts.
+#[tokio::test]
+async fn many_wakes_are_discarded_in_bounded_commits() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        let (old, new) = (scope("old"), scope("new").with_frame("f"));
+        started(&processes, "p", &old).await;
+        started(&processes, "q", &old).await;
+        append(&processes, "q", "ping", text("of q")).await;
+        let many = async |id: &'static str| {
+            let mut appends = tokio::task::JoinSet::new();
+            for n in 0..1_300_u32 {
+                let processes = processes.clone();
+                // Every other one uses a key.
+                let event_type = if n % 2 == 0 { "ping" } else { "ask" };
+                let said = text(&format!("{id} {n}"));
+                appends.spawn(async move { append(&processes, id, event_type, said).await });
+            }
+            while let Some(appended) = within(appends.join_next()).await {
+                appended.unwrap();
+            }
+        };
+        many("p").await;
+        let commits = || supervisor.stats().commits;
+        let before = commits();
+        let moved = processes.retarget_wakes("p", Some(&new)).await.unwrap();
+        assert_eq!(moved, 1_300);
+        assert!(commits() >= before + 3, "in several");
+        assert_eq!(woken(&processes, &old).await, ["of q"]);
+
+        many("p").await;
+        let report = processes.delete_session("new").await.unwrap();
+        assert_eq!(report.wakes_discarded, 1_300);
+        assert_eq!(woken(&processes, &new).await, [""; 0]);
+        let seen = processes.get("p").await.unwrap().unwrap();
+        assert_eq!(seen.wake_target, None);
+
+        // What a prune cannot take out in one commit goes behind it, and is counted.
+        many("q").await;
+        complete(&processes, "q").await;
+        assert_eq!(processes.prune(u64::MAX).await.unwrap().wakes, 1_301);
+        assert_eq!(woken(&processes, &old).await, [""; 0]);
+        assert_eq!(processes.prune(u64::MAX).await.unwrap().bytes, 0);
+        close_clean(&supervisor).await;
+    }
+}
+
+/// Whoever gets the id of a deleted session has had none of its wakes.
+#[tokio::test]
+async fn a_deleted_session_leaves_no_key_behind() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    started(&processes, "p", &scope("s")).await;
+    append(&processes, "p", "ask", text("may I?")).await;
+    let wake = processes.wakes(&scope("s")).await.unwrap().remove(0);
+    processes.ack_wake(&scope("s"), wake.wake_id).await.unwrap();
+    let report = processes.delete_session("s").await.unwrap();
+    assert_eq!(report.wakes_discarded, 0, "it had been received");
+    processes
+        .retarget_wakes("p", Some(&scope("s")))
+        .await
+        .unwrap();
+    append(&processes, "p", "ask", text("may I?")).await;
+    assert_eq!(woken(&processes, &scope("s")).await, ["may I?"]);
+    close_clean(&supervisor).await;
+}
+
+/// A session that puts some off can look at the rest, and wait for new ones.
+#[tokio::test]
+async fn wakes_that_are_put_off_do_not_hide_new_ones() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    let target = scope("s");
+    started(&processes, "p", &target).await;
+    for n in 0..1_001 {
+        append(&processes, "p", "ping", text(&n.to_string())).await;
+    }
+    let first = processes.next_wakes(&target).await.unwrap();
+    assert_eq!(first.len(), 1_000);
+    let last = first.last().unwrap().wake_id;
+    let second = processes.wakes_after(&target, last).await.unwrap();
+    assert_eq!(second.len(), 1);
+    assert_eq!(second[0].text, "1000");
+    assert_eq!(processes.wakes_after(&target, 0).await.unwrap(), first);
+    let seen = second[0].wake_id;
+    let waiting = tokio::spawn({
+        let (processes, target) = (processes.clone(), target.clone());
+        async move { processes.next_wakes_after(&target, seen).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    assert!(!waiting.is_finished(), "nothing new yet");
+    // One that goes away makes no difference to where it goes on.
+    processes.ack_wake(&target, seen).await.unwrap();
+    append(&processes, "p", "ping", text("new")).await;
+    let new = within(waiting).await.unwrap().unwrap();
+    assert_eq!(new.len(), 1);
+    assert_eq!(new[0].text, "new");
+    for after in [new[0].wake_id, u64::MAX] {
+        assert_eq!(processes.wakes_after(&target, after).await.unwrap(), []);
+    }
+    close_clean(&supervisor).await;
+}

@@ -2,18 +2,66 @@
 
 use std::sync::Arc;
 
+use super::errors::commit_error;
 use super::reads::blocking;
 use super::runtime::Shared;
-use crate::model::limits::LIST_PAGE_MAX;
+use crate::model::limits::{CHANGES_PAGE_BYTES_MAX, LIST_PAGE_MAX};
 use crate::model::{ChangeCursor, ChangePage, Error, ProcessChange, ProcessRecord, Result};
 use crate::store::read::{FeedEntry, View};
+use crate::store::write_set::{Change, CommitError, Refusal, WriteSet};
+
+/// What a cursor says.
+struct Said<'a> {
+    store: &'a str,
+    epoch: u64,
+    nonce: u64,
+    position: u64,
+}
+
+impl<'a> Said<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let mut parts = text.split('-');
+        let said = Self {
+            store: parts.next()?,
+            epoch: parts.next()?.parse().ok()?,
+            nonce: u64::from_str_radix(parts.next()?, 16).ok()?,
+            position: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(said)
+    }
+}
 
 impl Shared {
-    fn cursor_at(&self, position: u64) -> ChangeCursor {
-        ChangeCursor(format!("{}-{position}", self.store.store_id().simple()))
+    /// Marks where in the feed this epoch begins: before anything of it can be shown.
+    pub(super) async fn begin_feed(&self) -> Result<()> {
+        let (nonce, _) = uuid::Uuid::new_v4().as_u64_pair();
+        let epoch = self.store.epoch();
+        let set = WriteSet::new(Vec::new(), vec![Change::BeginFeed { epoch, nonce }]);
+        match self.store.commit_wait(set).await {
+            Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(()),
+            Err(error) => Err(commit_error("(feed)", error)),
+        }
+    }
+
+    /// The cursor of a position that a view shows. It names the newest epoch: on a store that several
+    /// hosts share that may be another's.
+    fn cursor_at(&self, view: &View, position: u64) -> Result<ChangeCursor> {
+        let (epoch, begins) = view.newest_feed_epoch()?.ok_or_else(|| Error::Corrupted {
+            what: "feed without an epoch".to_owned(),
+        })?;
+        let store = self.store.store_id().simple();
+        Ok(ChangeCursor(format!(
+            "{store}-{epoch}-{:016x}-{position}",
+            begins.nonce
+        )))
     }
 
     /// The position that a cursor stands for.
+    ///
+    /// What a cursor has seen must be in this store's past: the epoch that it names must be one of
+    /// this store, and its position before the next one began. A store that was restored from an
+    /// older copy, or that lost what a relaxed durability had not synced, has taken those positions
+    /// again for something else.
     pub(super) fn position_of(&self, view: &View, cursor: &ChangeCursor) -> Result<u64> {
         let invalid = |reason: &str| {
             Err(Error::invalid(
@@ -25,14 +73,24 @@ impl Shared {
         if *cursor == ChangeCursor::start() {
             return Ok(0);
         }
-        let Some((store, position)) = cursor.0.split_once('-') else {
+        let Some(said) = Said::parse(&cursor.0) else {
             return invalid("is no cursor");
         };
-        let Ok(position) = position.parse::<u64>() else {
-            return invalid("is no cursor");
-        };
-        if store != self.store.store_id().simple().to_string() {
+        if said.store != self.store.store_id().simple().to_string() {
             return invalid("belongs to another store");
+        }
+        let position = said.position;
+        let known = view.feed_epoch(said.epoch)?;
+        if known.is_none_or(|known| known.nonce != said.nonce) {
+            return invalid(
+                "is of an epoch that this store did not have: it was restored from a copy",
+            );
+        }
+        let lost = view
+            .feed_epoch_after(said.epoch)?
+            .is_some_and(|next| position >= next.first_position);
+        if lost {
+            return invalid("has seen what this store has lost: it was restored from a copy");
         }
         let (oldest, newest) = view.feed_bounds()?;
         if position > newest {
@@ -48,7 +106,8 @@ impl Shared {
         Ok(position)
     }
 
-    /// Changes after a cursor, in the order of their commits.
+    /// Changes after a cursor, in the order of their commits: at most `limit`, and of large records
+    /// no further one once the bound in bytes is reached.
     pub(crate) async fn changes_since(
         self: &Arc<Self>,
         cursor: &ChangeCursor,
@@ -67,15 +126,20 @@ impl Shared {
             let after = shared.position_of(&view, &cursor)?;
             let mut changes = Vec::new();
             let mut next = cursor;
+            let mut bytes = 0;
             for (position, entry) in view.feed(after, limit)? {
-                next = shared.cursor_at(position);
+                if bytes >= CHANGES_PAGE_BYTES_MAX {
+                    break;
+                }
+                next = shared.cursor_at(&view, position)?;
                 changes.push(match entry {
                     FeedEntry::Changed { row, .. } => {
-                        let Some(loaded) = view.load(row)? else {
+                        let Some((loaded, size)) = view.load_sized(row)? else {
                             return Err(Error::Corrupted {
                                 what: format!("feed position {position} names no process"),
                             });
                         };
+                        bytes += size;
                         let record = ProcessRecord::assemble(&loaded.registration, &loaded.state);
                         ProcessChange::Changed {
                             record: Box::new(record),
@@ -109,8 +173,8 @@ impl Shared {
             if !page.changes.is_empty() {
                 return Ok(page);
             }
-            if news.changed().await.is_err() {
-                return Err(Error::ShuttingDown);
+            if self.is_closed() || news.changed().await.is_err() {
+                return Err(self.stopped());
             }
         }
     }

@@ -85,12 +85,14 @@ fn refused(process_id: &str, refusal: &Refusal) -> Error {
             "children are started by a running parent",
         )
         .for_process(process_id),
-        Refusal::Moved | Refusal::Ended | Refusal::Predecessor | Refusal::NothingToDo => {
-            Error::Overloaded {
-                what: format!("concurrent writers of process {process_id}"),
-                limit: 1,
-            }
-        }
+        Refusal::Moved
+        | Refusal::Ended
+        | Refusal::Predecessor
+        | Refusal::TooMany
+        | Refusal::NothingToDo => Error::Overloaded {
+            what: format!("concurrent writers of process {process_id}"),
+            limit: 1,
+        },
     }
 }
 

@@ -8,7 +8,7 @@ mod watcher;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dashmap::DashMap;
 use tokio::sync::watch;
@@ -35,6 +35,8 @@ pub(crate) struct Progress {
 
 #[derive(Debug, Default)]
 struct Tail {
+    /// Listeners that read it: without one nothing is kept.
+    readers: usize,
     events: VecDeque<(Arc<ProcessEvent>, usize)>,
     bytes: usize,
 }
@@ -47,6 +49,15 @@ struct LogChannel {
 
 /// A scope's grant on a process.
 pub(crate) type GrantOf = (SessionScope, Incarnation);
+
+/// What became of a grant.
+#[derive(Debug, Clone, Copy, Default)]
+struct GrantNews {
+    /// How often it was taken away here.
+    taken: u64,
+    /// Rises whenever only a look at the store can tell whether it is still there.
+    nudges: u64,
+}
 
 /// What a watcher can be told of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -64,8 +75,8 @@ pub(crate) enum Topic {
 pub(crate) struct Hub {
     logs: DashMap<Incarnation, Arc<LogChannel>>,
     scopes: DashMap<SessionScope, watch::Sender<u64>>,
-    /// How often each grant that somebody reads by was taken away.
-    grants: DashMap<GrantOf, watch::Sender<u64>>,
+    /// What became of each grant that somebody reads by.
+    grants: DashMap<GrantOf, watch::Sender<GrantNews>>,
     /// The bells of watchers, by what each watches.
     bells: DashMap<Topic, Vec<Arc<Bell>>>,
     /// How many watchers there are: without one, a publisher looks nowhere.
@@ -103,9 +114,11 @@ impl Hub {
             return;
         };
         {
-            let mut tail = channel.tail.lock().unwrap_or_else(PoisonError::into_inner);
-            for (event, bytes) in events {
-                tail.push(event, *bytes);
+            let mut tail = channel.tail();
+            if tail.readers > 0 {
+                for (event, bytes) in events {
+                    tail.push(event, *bytes);
+                }
             }
         }
         channel.progress.send_modify(|progress| {
@@ -133,6 +146,9 @@ impl Hub {
         }
         for scope in &self.scopes {
             scope.send_modify(|version| *version += 1);
+        }
+        for grant in &self.grants {
+            grant.send_modify(|news| news.nudges += 1);
         }
         for bells in &self.bells {
             bells.iter().for_each(|bell| bell.ring());
@@ -175,27 +191,41 @@ impl Hub {
     /// Tells whoever reads by a grant that it was taken away, even if it was given again since.
     pub(crate) fn revoked(&self, grant: &GrantOf) {
         if let Some(channel) = self.grants.get(grant) {
-            channel.send_modify(|times| *times += 1);
+            channel.send_modify(|news| news.taken += 1);
         }
     }
 
     /// Listens to the end of a grant.
     pub(crate) fn listen_grant(self: &Arc<Self>, grant: GrantOf) -> GrantListener {
-        let times = self
+        let entry = self
             .grants
             .entry(grant.clone())
-            .or_insert_with(|| watch::Sender::new(0))
-            .subscribe();
+            .or_insert_with(|| watch::Sender::new(GrantNews::default()));
+        // Both while the entry is held: nothing is taken away in between.
+        let news = entry.subscribe();
+        let taken_before = entry.borrow().taken;
+        drop(entry);
         GrantListener {
             hub: Arc::clone(self),
             grant,
-            times: Some(times),
+            taken_before,
+            news: Some(news),
         }
     }
 
     /// Listens to a log. What is durable before this call is in the store, what becomes durable
     /// after it is told here: registering first and reading then loses nothing (W2, E6).
     pub(crate) fn listen(self: &Arc<Self>, incarnation: Incarnation) -> LogListener {
+        self.listen_as(incarnation, false)
+    }
+
+    /// The same for somebody who wants the events themselves: from now on the newest of them are
+    /// kept in a tail.
+    pub(crate) fn read_log(self: &Arc<Self>, incarnation: Incarnation) -> LogListener {
+        self.listen_as(incarnation, true)
+    }
+
+    fn listen_as(self: &Arc<Self>, incarnation: Incarnation, reads: bool) -> LogListener {
         let entry = self.logs.entry(incarnation).or_insert_with(|| {
             Arc::new(LogChannel {
                 progress: watch::Sender::new(Progress::default()),
@@ -207,11 +237,15 @@ impl Hub {
         let progress = Some(entry.progress.subscribe());
         let channel = Arc::clone(&entry);
         drop(entry);
+        if reads {
+            channel.tail().readers += 1;
+        }
         LogListener {
             hub: Arc::clone(self),
             incarnation,
             progress,
             channel,
+            reads,
         }
     }
 
@@ -243,6 +277,12 @@ impl Hub {
             self.grants.len(),
             self.bells.len(),
         ]
+    }
+}
+
+impl LogChannel {
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -292,6 +332,8 @@ pub(crate) struct LogListener {
     channel: Arc<LogChannel>,
     /// Taken when it is dropped, so that the channel can be counted without it.
     progress: Option<watch::Receiver<Progress>>,
+    /// It reads the tail.
+    reads: bool,
 }
 
 impl LogListener {
@@ -316,17 +358,21 @@ impl LogListener {
 
     /// Events after a sequence, if the tail still has the next one.
     pub(crate) fn tail_after(&self, sequence: u64, limit: usize) -> Option<Vec<Arc<ProcessEvent>>> {
-        self.channel
-            .tail
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .after(sequence, limit)
+        self.channel.tail().after(sequence, limit)
     }
 }
 
 impl Drop for LogListener {
     fn drop(&mut self) {
         self.progress = None;
+        if self.reads {
+            let mut tail = self.channel.tail();
+            tail.readers -= 1;
+            if tail.readers == 0 {
+                // Whoever only waits for the end holds no events.
+                *tail = Tail::default();
+            }
+        }
         self.hub.logs.remove_if(&self.incarnation, |_, channel| {
             channel.progress.receiver_count() == 0
         });
@@ -368,33 +414,46 @@ impl Drop for ScopeListener {
 pub(crate) struct GrantListener {
     hub: Arc<Hub>,
     grant: GrantOf,
-    times: Option<watch::Receiver<u64>>,
+    /// How often it had been taken away when this began to listen.
+    taken_before: u64,
+    news: Option<watch::Receiver<GrantNews>>,
 }
 
 impl GrantListener {
-    /// Waits until the grant is taken away. Once it was, [`GrantListener::is_lost`] says so too.
-    ///
-    /// # Cancel safety
-    /// Safe to drop and to call again.
-    pub(crate) async fn lost(&self) {
-        if let Some(times) = &self.times {
-            let mut times = times.clone();
-            if times.changed().await.is_ok() {
-                return;
-            }
-        }
-        std::future::pending().await
-    }
-
     /// Whether it was taken away since this listens. Never becomes false again.
     pub(crate) fn is_lost(&self) -> bool {
-        self.times
-            .as_ref()
-            .is_none_or(|times| times.has_changed().unwrap_or(true))
+        self.news.as_ref().is_none_or(|news| {
+            // Nearly always nothing has happened, and that costs no lock.
+            news.has_changed().unwrap_or(true) && news.borrow().taken != self.taken_before
+        })
+    }
+
+    /// What hears of it from now on, and possibly once of what was before.
+    pub(crate) fn stirs(&self) -> GrantStirs {
+        GrantStirs(self.news.clone())
     }
 
     pub(crate) fn scope(&self) -> &SessionScope {
         &self.grant.0
+    }
+}
+
+/// Hears whenever a grant was taken away or is to be looked for.
+#[derive(Debug)]
+pub(crate) struct GrantStirs(Option<watch::Receiver<GrantNews>>);
+
+impl GrantStirs {
+    /// Waits for the next time.
+    ///
+    /// # Cancel safety
+    /// Safe: what happens while nobody waits is seen by the next call.
+    pub(crate) async fn next(&mut self) {
+        if let Some(news) = &mut self.0
+            && news.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
     }
 }
 
@@ -403,14 +462,15 @@ impl Clone for GrantListener {
         Self {
             hub: Arc::clone(&self.hub),
             grant: self.grant.clone(),
-            times: self.times.clone(),
+            taken_before: self.taken_before,
+            news: self.news.clone(),
         }
     }
 }
 
 impl Drop for GrantListener {
     fn drop(&mut self) {
-        self.times = None;
+        self.news = None;
         self.hub
             .grants
             .remove_if(&self.grant, |_, channel| channel.receiver_count() == 0);

@@ -60,6 +60,20 @@ fn spawn_failed(error: &ractor::SpawnErr) -> Error {
     }
 }
 
+/// Has the runtime stop when its store fails.
+fn watch_store(shared: &Arc<Shared>) {
+    let (runtime, weak) = (tokio::runtime::Handle::current(), Arc::downgrade(shared));
+    shared.store.on_failure(Box::new(move |cause| {
+        let weak = weak.clone();
+        // Told on the committer, which must not wait for anything.
+        runtime.spawn(async move {
+            if let Some(shared) = weak.upgrade() {
+                shared.store_failed(cause);
+            }
+        });
+    }));
+}
+
 impl Runtime {
     /// Starts the actors on an open store.
     pub(crate) async fn open(
@@ -80,6 +94,8 @@ impl Runtime {
             .collect();
         let recover = config.recover;
         let shared = Arc::new(Shared::new(config, store, lease_clock, engines));
+        watch_store(&shared);
+        shared.begin_feed().await?;
         let (root, _) = Root::spawn(None, Root, Arc::clone(&shared))
             .await
             .map_err(|error| spawn_failed(&error))?;

@@ -1,21 +1,27 @@
-//! Retention: one small commit per process takes it out; its log is erased behind that.
+//! Retention: one small commit per process takes it out; its log is erased behind that, and so is
+//! what else it had too much of for that commit. Whoever prunes next, the reaper for one, goes on
+//! where one stopped.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::errors::commit_error;
 use super::reads::blocking;
 use super::runtime::Shared;
 use crate::model::retention::may_prune;
-use crate::model::{Error, Incarnation, ProcessPruneReport, PruneSelector, Result};
+use crate::model::{Incarnation, ProcessPruneReport, PruneSelector, Result};
 use crate::store::error::StoreError;
 use crate::store::keys::Row;
 use crate::store::read::FeedEntry;
-use crate::store::write_set::{Change, CommitError, Refusal, WriteSet};
+use crate::store::resolve::prune::{EFFECTS_MAX, LATE_EFFECTS_MAX};
+use crate::store::write_set::{Change, CommitError, CommitResult, Refusal, WriteSet};
 
 /// Feed entries that are looked at on one view.
 const FEED_PAGE: usize = 1_000;
+/// Tombstones that one commit forgets at the most.
+const TOMBSTONES_PAGE: usize = 250;
 /// Processes whose commits are in flight at once: few, so that appends beside them stay fast.
 const IN_FLIGHT: usize = 8;
 
@@ -30,9 +36,9 @@ impl Shared {
     ) -> Result<ProcessPruneReport> {
         selector.filter.check()?;
         if self.is_shutting_down() {
-            return Err(Error::ShuttingDown);
+            return Err(self.stopped());
         }
-        let mut report = ProcessPruneReport::default();
+        let mut report = self.erase_remains().await?;
         let mut after = 0;
         // What changes from here on is newer than any cutoff this call can mean.
         let newest = {
@@ -44,12 +50,20 @@ impl Shared {
                 None => newest,
             }
         };
+        let parent = match &selector.filter.parent {
+            None => None,
+            Some(id) => match self.view()?.incarnation_of(id)? {
+                // Nobody's children.
+                None => return Ok(report),
+                known => known,
+            },
+        };
         while after < newest {
             let (shared, selecting) = (Arc::clone(self), selector.clone());
             let (candidates, next) =
-                blocking(move || shared.prune_page(after, newest, &selecting)).await?;
+                blocking(move || shared.prune_page(after, newest, &selecting, parent)).await?;
             for group in candidates.chunks(IN_FLIGHT) {
-                report.add(self.prune_group(group).await?);
+                self.prune_group(group, &mut report).await?;
             }
             match next {
                 Some(position) => after = position,
@@ -76,6 +90,7 @@ impl Shared {
                 .with_filter(policy.filter.clone());
             self.prune_where(&selector).await?;
         }
+        self.erase_remains().await?;
         self.forget_tombstones(before(self.config.keep_tombstones_for))
             .await
     }
@@ -84,16 +99,20 @@ impl Shared {
         let mut after = Incarnation::default();
         loop {
             let shared = Arc::clone(self);
-            let page = blocking(move || Ok(shared.view()?.tombstones(after, FEED_PAGE)?)).await?;
-            let Some((last, _)) = page.last() else {
+            let page =
+                blocking(move || Ok(shared.view()?.tombstones(after, TOMBSTONES_PAGE)?)).await?;
+            let Some((last, ..)) = page.last() else {
                 return Ok(());
             };
             after = *last;
-            let changes: Vec<Change> = page
-                .into_iter()
-                .filter(|(_, pruned_at_ms)| *pruned_at_ms < cutoff_epoch_ms)
-                .map(|(incarnation, _)| Change::DropTombstone { incarnation })
-                .collect();
+            let mut changes = Vec::new();
+            for (incarnation, pruned_at_ms, id) in page {
+                if pruned_at_ms < cutoff_epoch_ms {
+                    self.forget_effects(&id, incarnation, LATE_EFFECTS_MAX)
+                        .await?;
+                    changes.push(Change::DropTombstone { incarnation });
+                }
+            }
             if changes.is_empty() {
                 continue;
             }
@@ -102,8 +121,9 @@ impl Shared {
                 .commit_wait(WriteSet::new(Vec::new(), changes))
                 .await
             {
-                Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => {}
-                Err(error) => return Err(super::errors::commit_error("(tombstones)", error)),
+                // Somebody journaled many effects in between: the next look forgets those.
+                Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo | Refusal::TooMany)) => {}
+                Err(error) => return Err(commit_error("(tombstones)", error)),
             }
         }
     }
@@ -113,6 +133,7 @@ impl Shared {
         after: u64,
         newest: u64,
         selector: &PruneSelector,
+        parent: Option<Incarnation>,
     ) -> Result<(Vec<Candidate>, Option<u64>)> {
         let view = self.view()?;
         let entries = view.feed(after, FEED_PAGE)?;
@@ -134,6 +155,10 @@ impl Shared {
                 )
                 && let Some(process) = view.observe_row(row)?
                 && selector.filter.admits(&process)
+                && parent.is_none_or(|parent| {
+                    let of = process.parent.as_ref();
+                    of.is_some_and(|of| of.incarnation == parent)
+                })
             {
                 candidates.push((process.process_id, row));
             }
@@ -141,41 +166,135 @@ impl Shared {
         Ok((candidates, next))
     }
 
-    async fn prune_group(self: &Arc<Self>, group: &[(String, Row)]) -> Result<ProcessPruneReport> {
-        let mut waits = Vec::with_capacity(group.len());
-        for (id, row) in group {
-            let set = WriteSet::new(
-                Vec::new(),
-                vec![Change::Prune {
-                    row: *row,
-                    id: id.clone(),
-                    at_ms: self.now_ms(),
-                }],
-            );
-            let (answer, wait) = oneshot::channel();
-            let (shared, pruned, incarnation) = (Arc::clone(self), id.clone(), row.incarnation);
-            self.store.commit(
-                set,
-                // Told here, because the caller may be gone when it commits.
-                Box::new(move |result| {
-                    shared.written_by_others(&pruned, incarnation);
-                    let _ = answer.send(result);
-                }),
-            );
-            waits.push((id, wait));
-        }
-        let mut report = ProcessPruneReport::default();
-        for (id, wait) in waits {
-            let result = wait
-                .await
-                .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)));
+    async fn prune_group(
+        self: &Arc<Self>,
+        group: &[Candidate],
+        report: &mut ProcessPruneReport,
+    ) -> Result<()> {
+        let waits: Vec<_> = group
+            .iter()
+            .map(|candidate| (candidate, self.send_prune(candidate)))
+            .collect();
+        for (candidate, wait) in waits {
+            let mut result = told(wait).await;
+            while matches!(result, Err(CommitError::Refused(Refusal::TooMany))) {
+                let (id, row) = candidate;
+                let forgotten = self
+                    .forget_effects(id, row.incarnation, EFFECTS_MAX)
+                    .await?;
+                report.bytes += forgotten;
+                result = told(self.send_prune(candidate)).await;
+            }
             match result {
-                Ok(receipt) => report.add(receipt.pruned),
+                Ok(receipt) => {
+                    report.add(receipt.pruned);
+                    for row in receipt.remains {
+                        report.add(self.erase_remains_of(row).await?);
+                    }
+                }
                 // Another prune was faster.
                 Err(CommitError::Refused(Refusal::Gone)) => {}
-                Err(error) => return Err(super::errors::commit_error(id, error)),
+                Err(error) => return Err(commit_error(&candidate.0, error)),
             }
         }
-        Ok(report)
+        Ok(())
     }
+
+    fn send_prune(self: &Arc<Self>, (id, row): &Candidate) -> oneshot::Receiver<CommitResult> {
+        let set = WriteSet::new(
+            Vec::new(),
+            vec![Change::Prune {
+                row: *row,
+                id: id.clone(),
+                at_ms: self.now_ms(),
+            }],
+        );
+        let (answer, wait) = oneshot::channel();
+        let (shared, pruned, incarnation) = (Arc::clone(self), id.clone(), row.incarnation);
+        self.store.commit(
+            set,
+            // Told here, because the caller may be gone when it commits.
+            Box::new(move |result| {
+                shared.written_by_others(&pruned, incarnation);
+                let _ = answer.send(result);
+            }),
+        );
+        wait
+    }
+
+    /// Erases what earlier prunes left, as far as they got; what that came to.
+    async fn erase_remains(self: &Arc<Self>) -> Result<ProcessPruneReport> {
+        let mut report = ProcessPruneReport::default();
+        let mut after = Incarnation::default();
+        loop {
+            let shared = Arc::clone(self);
+            let page = blocking(move || Ok(shared.view()?.unerased(after, IN_FLIGHT)?)).await?;
+            for row in &page {
+                report.add(self.erase_remains_of(*row).await?);
+            }
+            match page.last() {
+                Some(row) => after = row.incarnation,
+                None => return Ok(report),
+            }
+        }
+    }
+
+    async fn erase_remains_of(self: &Arc<Self>, row: Row) -> Result<ProcessPruneReport> {
+        let mut report = ProcessPruneReport::default();
+        loop {
+            let shared = Arc::clone(self);
+            let remains = blocking(move || Ok(shared.view()?.remains(row)?)).await?;
+            let is_all = remains.is_all;
+            let set = WriteSet::new(Vec::new(), vec![Change::DropRemains(Box::new(remains))]);
+            match self.store.commit_wait(set).await {
+                Ok(receipt) => report.add(receipt.pruned),
+                // Another prune was faster.
+                Err(CommitError::Refused(Refusal::NothingToDo)) => return Ok(report),
+                Err(error) => return Err(commit_error("(pruned)", error)),
+            }
+            if is_all {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// Forgets effects on an id, as long as it stands for this incarnation, until there are no more
+    /// of them than a commit may drop with something else; the bytes that came to.
+    async fn forget_effects(
+        self: &Arc<Self>,
+        id: &str,
+        incarnation: Incarnation,
+        leave: usize,
+    ) -> Result<u64> {
+        let mut bytes = 0;
+        loop {
+            let (shared, of) = (Arc::clone(self), id.to_owned());
+            let keys = blocking(move || Ok(shared.view()?.effects_on(&of, FEED_PAGE)?)).await?;
+            if keys.len() <= leave && keys.len() < FEED_PAGE {
+                return Ok(bytes);
+            }
+            let change = Change::ForgetEffects {
+                id: id.to_owned(),
+                incarnation,
+                keys,
+            };
+            match self
+                .store
+                .commit_wait(WriteSet::new(Vec::new(), vec![change]))
+                .await
+            {
+                Ok(receipt) => bytes += receipt.pruned.bytes,
+                Err(CommitError::Refused(Refusal::Gone | Refusal::NothingToDo)) => {
+                    return Ok(bytes);
+                }
+                Err(error) => return Err(commit_error(id, error)),
+            }
+        }
+    }
+}
+
+/// What became of a set.
+async fn told(wait: oneshot::Receiver<CommitResult>) -> CommitResult {
+    wait.await
+        .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))
 }

@@ -261,11 +261,11 @@ impl Shared {
                 return Ok(output);
             }
             if self.is_closed() {
-                return Err(Error::ShuttingDown);
+                return Err(self.stopped());
             }
             loop {
                 if !listener.changed().await {
-                    return Err(Error::ShuttingDown);
+                    return Err(self.stopped());
                 }
                 let progress = listener.seen();
                 // Only an end, or something the store alone can tell, is worth a look.

@@ -4,7 +4,6 @@
 //! commits, and sends it without waiting. Scopes hear of a change before the caller is answered,
 //! so that after a revocation has returned nothing more reaches the scope (G5).
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -15,10 +14,10 @@ use super::hub::GrantOf;
 use super::runtime::Shared;
 use crate::model::limits::TRANSFER_IDS_MAX;
 use crate::model::{Error, ProcessHandleDescriptor, Result, SessionScope};
-use crate::store::read::IdEntry;
 use crate::store::write_set::{
     Change, CommitError, CommitResult, Condition, Receipt, Refusal, WriteSet,
 };
+use crate::store::writes::{self, Transfer};
 
 /// What the registry is told.
 #[derive(Debug)]
@@ -115,6 +114,14 @@ impl Actor for Registry {
                         let _ = myself.cast(again);
                         return;
                     }
+                    if is_not_granted(&result) {
+                        // Each look found it possible: it would be wrong to say that it is not.
+                        let _ = done.send(Err(Error::Overloaded {
+                            what: format!("concurrent changes of grants of {}", named(&from)),
+                            limit: u64::from(TRIES_MAX),
+                        }));
+                        return;
+                    }
                     let named = process_ids.first().map_or("(none)", String::as_str);
                     let _ = done.send(answered(named, result));
                 });
@@ -190,54 +197,14 @@ fn plan_transfer(
             format!("{TRANSFER_IDS_MAX} entries"),
         ));
     }
-    let view = shared.view()?;
-    let mut seen = HashSet::new();
-    let mut missing = Vec::new();
-    let mut conditions = Vec::new();
-    let mut changes = Vec::new();
-    for id in process_ids.iter().filter(|id| seen.insert(id.as_str())) {
+    for id in process_ids {
         crate::model::ids::check_id("process_ids", id)?;
-        let mut held = Vec::new();
-        if let Some(IdEntry::Live(row)) = view.id(id)? {
-            // A frame's own grant goes before its session's.
-            for scope in from.iter().rev() {
-                if let Some(descriptor) = view.grant(scope, row)? {
-                    held.push((row, scope, descriptor));
-                }
-            }
-        }
-        let Some((row, holder, descriptor)) = held.first().cloned() else {
-            missing.push(id.clone());
-            continue;
-        };
-        if holder == to {
-            continue;
-        }
-        conditions.push(Condition::Granted {
-            row,
-            scope: holder.clone(),
-        });
-        // G2: a session that holds it in its frame and in its root gives both, or it would still
-        // hold what it gave away.
-        for (_, scope, _) in held.iter().filter(|(_, scope, _)| *scope != to) {
-            changes.push(Change::Revoke {
-                row,
-                scope: (*scope).clone(),
-            });
-        }
-        changes.push(Change::Grant {
-            row,
-            scope: to.clone(),
-            descriptor,
-        });
     }
+    let Transfer { missing, set } = writes::transfer(&shared.view()?, from, to, process_ids)?;
     if !missing.is_empty() {
         return Err(not_granted(named(from), missing));
     }
-    if changes.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(WriteSet::new(conditions, changes)))
+    Ok(set)
 }
 
 /// What became of a plan.
@@ -302,15 +269,15 @@ impl Shared {
         message: impl FnOnce(oneshot::Sender<Result<()>>) -> RegistryMsg,
     ) -> Result<()> {
         if self.is_shutting_down() {
-            return Err(Error::ShuttingDown);
+            return Err(self.stopped());
         }
         let _admission = self.admit(0).await?;
         let (done, answer) = oneshot::channel();
         self.actors()?
             .registry
             .cast(message(done))
-            .map_err(|_| Error::ShuttingDown)?;
-        answer.await.unwrap_or(Err(Error::ShuttingDown))
+            .map_err(|_| self.stopped())?;
+        answer.await.unwrap_or_else(|_| Err(self.stopped()))
     }
 
     pub(crate) async fn grant(

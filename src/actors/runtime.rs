@@ -1,5 +1,7 @@
 //! What all actors share, and how a command finds its actor.
 
+mod stop;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -108,6 +110,8 @@ pub(crate) struct Shared {
     command_kib: Arc<Semaphore>,
     shutting_down: AtomicBool,
     closed: AtomicBool,
+    /// Why the store failed, if it did.
+    failure: OnceLock<Arc<str>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -143,6 +147,7 @@ impl Shared {
             actors: OnceLock::new(),
             shutting_down: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            failure: OnceLock::new(),
         }
     }
 
@@ -168,15 +173,6 @@ impl Shared {
     pub(crate) fn random(&self) -> f64 {
         let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
         f64::from(u32::try_from(high >> 32).unwrap_or(0)) / f64::from(u32::MAX)
-    }
-
-    pub(crate) fn is_shutting_down(&self) -> bool {
-        self.shutting_down.load(Ordering::Acquire)
-    }
-
-    /// Stops admission; `false` if that was done before.
-    pub(super) fn begin_shutdown(&self) -> bool {
-        !self.shutting_down.swap(true, Ordering::AcqRel)
     }
 
     pub(super) fn tell_all(&self, message: impl Fn() -> ProcessMsg) {
@@ -471,7 +467,7 @@ impl Shared {
     /// A share of what may be in flight: waits until there is room.
     pub(crate) async fn admit(&self, bytes: usize) -> Result<Admission> {
         let kib = u32::try_from((bytes >> 10).min(COMMAND_KIB_MAX)).unwrap_or(u32::MAX);
-        let over = |_| Error::ShuttingDown;
+        let over = |_| self.stopped();
         // Small payloads, which are nearly all, are bounded by the number of commands alone.
         let bytes = match kib {
             0 => None,
@@ -490,42 +486,6 @@ impl Shared {
             _command: command,
             _bytes: bytes,
         })
-    }
-
-    /// Stops working without a word to the store: what is executed stops, every later call answers
-    /// `ShuttingDown`, and the next open recovers. For when there is no going on.
-    pub(super) fn fail_stop(&self) {
-        self.begin_shutdown();
-        if let Some(owner) = self.owner() {
-            self.lose_owner(&owner);
-        }
-        self.end_admission();
-        self.abandon_waits();
-    }
-
-    /// Ends every wait for something that this runtime will never see.
-    pub(super) fn abandon_waits(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.hub.nudge_all();
-    }
-
-    /// Whether nothing will change here any more.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    /// Waits until no command is in flight.
-    pub(super) async fn commands_done(&self) {
-        let all = u32::try_from(self.config.commands_max).unwrap_or(u32::MAX);
-        if let Ok(all) = self.commands.acquire_many(all).await {
-            all.forget();
-        }
-    }
-
-    /// Turns away whoever still waits to be admitted.
-    pub(super) fn end_admission(&self) {
-        self.commands.close();
-        self.command_kib.close();
     }
 
     /// Records an effect's outcome.
@@ -554,7 +514,7 @@ impl Shared {
         crate::model::ids::check_id("process_id", id)?;
         for _ in 0..RETRIES_MAX {
             if self.is_shutting_down() {
-                return Err(Error::ShuttingDown);
+                return Err(self.stopped());
             }
             let admission = self.admit(command.bytes()).await?;
             let (actor, incarnation) = self.actor(id).await?;

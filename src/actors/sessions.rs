@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::errors::commit_error;
@@ -15,127 +16,153 @@ use crate::model::{
 };
 use crate::store::error::StoreError;
 use crate::store::keys::Row;
+use crate::store::read::{OfSession, SessionEdge};
 use crate::store::write_set::{Change, CommitError, CommitResult, Refusal, WriteSet};
 
 /// Changes of one commit at the most: a large session goes in several.
 const CHANGES_MAX: usize = 500;
-/// How often a deletion looks again for grants that were made meanwhile.
-const ROUNDS_MAX: usize = 8;
-
-/// What is to be done about a session, as of one look.
-#[derive(Default)]
-struct Belongings {
-    grants: Vec<(SessionScope, Row, String)>,
-    scopes: BTreeSet<SessionScope>,
-}
+/// How often a deletion goes through what the session has, and finds what came meanwhile.
+const ROUNDS_MAX: u32 = 64;
+/// How often a new target of wakes is set anew because somebody else set one, or many came.
+const RETARGETS_MAX: u32 = 16;
 
 impl Shared {
-    /// Drops a session's grants, pending wakes and wake targets. Restartable: what one call did not
-    /// get to the next one does.
+    /// Drops a session's wake targets, so that nothing new arrives, its pending wakes and the keys
+    /// that wakes of its used, and its grants. Restartable: what one call did not get to the next
+    /// one does.
     pub(crate) async fn delete_session(
         self: &Arc<Self>,
         session_id: &str,
     ) -> Result<SessionDeleteReport> {
         ids::check_id("session_id", session_id)?;
-        if self.is_shutting_down() {
-            return Err(Error::ShuttingDown);
-        }
         let mut report = SessionDeleteReport {
             session_id: session_id.to_owned(),
             ..SessionDeleteReport::default()
         };
         let mut rows = BTreeSet::new();
         for _ in 0..ROUNDS_MAX {
-            let (shared, id) = (Arc::clone(self), session_id.to_owned());
-            let found = blocking(move || shared.belongings(&id)).await?;
-            if found.grants.is_empty() && found.scopes.is_empty() {
-                break;
+            let mut found = false;
+            for edge in [
+                SessionEdge::Target,
+                SessionEdge::Wake,
+                SessionEdge::WakeKey,
+                SessionEdge::Grant,
+            ] {
+                found |= self.drop_edges(edge, &mut report, &mut rows).await?;
             }
-            self.drop_belongings(&found, &mut report).await?;
-            for (scope, row, process_id) in found.grants {
-                rows.insert(row);
-                report.revoked.push(RevokedGrant { scope, process_id });
+            if !found {
+                self.classify(rows, &mut report).await?;
+                tracing::info!(
+                    session = session_id,
+                    revoked = report.revoked.len(),
+                    orphaned = report.orphaned.len(),
+                    "session deleted"
+                );
+                return Ok(report);
             }
         }
-        self.classify(rows, &mut report)?;
-        tracing::info!(
-            session = session_id,
-            revoked = report.revoked.len(),
-            orphaned = report.orphaned.len(),
-            "session deleted"
-        );
-        Ok(report)
+        // Somebody grants faster than this revokes: it would be wrong to say that nothing is left.
+        Err(Error::Overloaded {
+            what: format!("grants and wakes of session {session_id} made while it is deleted"),
+            limit: u64::from(ROUNDS_MAX),
+        })
     }
 
-    fn belongings(&self, session_id: &str) -> Result<Belongings> {
-        let view = self.view()?;
-        let mut found = Belongings::default();
-        for (scope, row, _) in view.grants_of_session(session_id)? {
-            let id = view.summary(row)?.map(|summary| summary.head.id);
-            found.grants.push((scope, row, id.unwrap_or_default()));
-        }
-        for (scope, _) in view.watched_by_session(session_id)? {
-            found.scopes.insert(scope);
-        }
-        for wake in view.wakes_of_session(session_id)? {
-            found.scopes.insert(wake.scope);
-        }
-        Ok(found)
-    }
-
-    async fn drop_belongings(
-        &self,
-        found: &Belongings,
+    /// Drops what a session has of one kind, in bounded commits; whether there was any.
+    async fn drop_edges(
+        self: &Arc<Self>,
+        edge: SessionEdge,
         report: &mut SessionDeleteReport,
-    ) -> Result<()> {
-        let mut changes: Vec<Change> = found
-            .grants
-            .iter()
-            .map(|(scope, row, _)| Change::Revoke {
-                row: *row,
-                scope: scope.clone(),
-            })
-            .collect();
-        changes.extend(found.scopes.iter().map(|scope| Change::ForgetWakeScope {
-            scope: scope.clone(),
-        }));
-        let mut scopes = found.scopes.clone();
-        scopes.extend(found.grants.iter().map(|(scope, ..)| scope.clone()));
-        let scopes: Vec<SessionScope> = scopes.into_iter().collect();
-        while !changes.is_empty() {
-            let rest = changes.split_off(changes.len().min(CHANGES_MAX));
-            let changed = std::mem::replace(&mut changes, rest);
-            match self.commit_edges(changed, scopes.clone()).await {
+        rows: &mut BTreeSet<Row>,
+    ) -> Result<bool> {
+        let mut after: Option<Bytes> = None;
+        loop {
+            if self.is_shutting_down() {
+                return Err(self.stopped());
+            }
+            let (shared, id, from) = (Arc::clone(self), report.session_id.clone(), after.clone());
+            let page = blocking(move || shared.edges_page(&id, edge, from.as_deref())).await?;
+            let Some((last, _)) = page.last() else {
+                return Ok(after.is_some());
+            };
+            after = Some(last.key.clone());
+            let (changes, scopes) = dropping(edge, &page);
+            match self.commit_edges(changes, scopes).await {
                 Ok(receipt) => report.wakes_discarded += receipt.wakes_discarded,
                 Err(CommitError::Refused(Refusal::NothingToDo)) => {}
                 Err(error) => return Err(commit_error("(session)", error)),
             }
+            if edge == SessionEdge::Grant {
+                for (grant, id) in page {
+                    // One that a pruned process left is nobody's any more.
+                    if let Some(process_id) = id {
+                        rows.insert(grant.row);
+                        let scope = grant.scope;
+                        report.revoked.push(RevokedGrant { scope, process_id });
+                    }
+                }
+            }
         }
-        Ok(())
     }
 
-    fn classify(&self, rows: BTreeSet<Row>, report: &mut SessionDeleteReport) -> Result<()> {
+    /// What a session has, with the ids of what is granted.
+    fn edges_page(
+        &self,
+        session_id: &str,
+        edge: SessionEdge,
+        after: Option<&[u8]>,
+    ) -> Result<Vec<(OfSession, Option<String>)>> {
         let view = self.view()?;
-        for row in rows {
-            let Some(summary) = view.summary(row)? else {
-                continue;
+        let mut page = Vec::new();
+        for found in view.of_session(session_id, edge, after, CHANGES_MAX)? {
+            let id = match edge {
+                SessionEdge::Grant => view.summary(found.row)?.map(|summary| summary.head.id),
+                SessionEdge::Target | SessionEdge::Wake | SessionEdge::WakeKey => None,
             };
-            if summary.facts.terminal.is_some() {
-                continue;
-            }
-            if view.scopes_granted(row)?.is_empty() {
-                report.orphaned.push(summary.head.id);
-            } else {
-                report.preserved.push(summary.head.id);
-            }
+            page.push((found, id));
         }
+        Ok(page)
+    }
+
+    /// Says of the running processes among these which are left with no grant.
+    async fn classify(
+        self: &Arc<Self>,
+        rows: BTreeSet<Row>,
+        report: &mut SessionDeleteReport,
+    ) -> Result<()> {
+        let shared = Arc::clone(self);
+        (report.orphaned, report.preserved) = blocking(move || {
+            let (mut orphaned, mut preserved) = (Vec::new(), Vec::new());
+            for row in rows {
+                let view = shared.view()?;
+                let Some(summary) = view.summary(row)? else {
+                    continue;
+                };
+                if summary.facts.terminal.is_some() {
+                    continue;
+                }
+                if view.is_granted(row)? {
+                    preserved.push(summary.head.id);
+                } else {
+                    orphaned.push(summary.head.id);
+                }
+            }
+            Ok((orphaned, preserved))
+        })
+        .await?;
         Ok(())
     }
 
-    /// Pending wakes of exactly this scope, oldest first: at most 1,000.
-    pub(crate) fn wakes(&self, scope: &SessionScope) -> Result<Vec<ProcessWake>> {
+    /// Pending wakes of exactly this scope after one of them, oldest first: at most 1,000.
+    pub(crate) async fn wakes(
+        self: &Arc<Self>,
+        scope: &SessionScope,
+        after: u64,
+    ) -> Result<Vec<ProcessWake>> {
         scope.check("scope")?;
-        let pending = self.view()?.wakes(scope, LIST_PAGE_MAX)?;
+        let (shared, of) = (Arc::clone(self), scope.clone());
+        let pending =
+            blocking(move || Ok(shared.view()?.wakes_after(&of, after, LIST_PAGE_MAX)?)).await?;
         Ok(pending
             .into_iter()
             .map(|wake| ProcessWake {
@@ -151,6 +178,25 @@ impl Shared {
             .collect())
     }
 
+    /// The same, and where there are none, waits for the first one.
+    pub(crate) async fn next_wakes(
+        self: &Arc<Self>,
+        scope: &SessionScope,
+        after: u64,
+    ) -> Result<Vec<ProcessWake>> {
+        // Listened to first, looked at second.
+        let mut news = self.hub.listen_scope(scope);
+        loop {
+            let pending = self.wakes(scope, after).await?;
+            if !pending.is_empty() {
+                return Ok(pending);
+            }
+            if self.is_closed() || !news.changed().await {
+                return Err(self.stopped());
+            }
+        }
+    }
+
     /// Acknowledges a wake; one that is gone is no error.
     pub(crate) async fn ack_wake(&self, scope: &SessionScope, wake_id: u64) -> Result<()> {
         scope.check("scope")?;
@@ -163,29 +209,84 @@ impl Shared {
             vec![scope.clone()],
         )
         .await
-        .map(drop)
     }
 
     /// Sends the wakes of a process to another scope, or to nobody. Says how many pending ones were
-    /// discarded for the old target.
+    /// discarded for the old target. Many are discarded before the target changes, in commits of
+    /// bounded size: whoever is interrupted there calls again.
     pub(crate) async fn retarget_wakes(
-        &self,
+        self: &Arc<Self>,
         process_id: &str,
         target: Option<&SessionScope>,
     ) -> Result<u64> {
         if let Some(target) = target {
             target.check("scope")?;
         }
+        if self.is_shutting_down() {
+            return Err(self.stopped());
+        }
+        let _admission = self.admit(0).await?;
         let row = self.row_of(&self.view()?, process_id)?;
-        self.edge_commit(
-            process_id,
-            Change::RetargetWakes {
+        let mut discarded = 0;
+        for _ in 0..RETARGETS_MAX {
+            let from = self.view()?.wake_target(row)?;
+            let after = match &from {
+                Some(from) if Some(from) != target => {
+                    self.discard_many(process_id, row, from, &mut discarded)
+                        .await?
+                }
+                Some(_) | None => 0,
+            };
+            let change = Change::RetargetWakes {
                 row,
+                from,
                 target: target.cloned(),
-            },
-            target.cloned().into_iter().collect(),
-        )
-        .await
+                after,
+            };
+            let scopes = target.cloned().into_iter().collect();
+            match self.commit_edges(vec![change], scopes).await {
+                Ok(receipt) => return Ok(discarded + receipt.wakes_discarded),
+                Err(CommitError::Refused(Refusal::NothingToDo)) => return Ok(discarded),
+                // Somebody else set a target meanwhile, or very many wakes came.
+                Err(CommitError::Refused(Refusal::Moved | Refusal::TooMany)) => {}
+                Err(error) => return Err(commit_error(process_id, error)),
+            }
+        }
+        Err(Error::Overloaded {
+            what: format!("changes of the wake target of process {process_id}"),
+            limit: u64::from(RETARGETS_MAX),
+        })
+    }
+
+    /// Discards what is pending for a scope from a process, as far as it comes in whole pages; the
+    /// position behind which the last few are.
+    async fn discard_many(
+        self: &Arc<Self>,
+        process_id: &str,
+        row: Row,
+        scope: &SessionScope,
+        discarded: &mut u64,
+    ) -> Result<u64> {
+        let mut after = 0;
+        loop {
+            let shared = Arc::clone(self);
+            let page =
+                blocking(move || Ok(shared.view()?.wakes_made(row, after, CHANGES_MAX)?)).await?;
+            let Some((last, _)) = page.last().filter(|_| page.len() == CHANGES_MAX) else {
+                return Ok(after);
+            };
+            after = *last;
+            let wakes = page.iter().filter(|(_, of)| of == scope);
+            let change = Change::DiscardWakes {
+                wakes: wakes.map(|(position, _)| (row, *position)).collect(),
+                received_too: false,
+            };
+            match self.commit_edges(vec![change], vec![scope.clone()]).await {
+                Ok(receipt) => *discarded += receipt.wakes_discarded,
+                Err(CommitError::Refused(Refusal::NothingToDo)) => {}
+                Err(error) => return Err(commit_error(process_id, error)),
+            }
+        }
     }
 
     async fn edge_commit(
@@ -193,14 +294,13 @@ impl Shared {
         named: &str,
         change: Change,
         scopes: Vec<SessionScope>,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         if self.is_shutting_down() {
-            return Err(Error::ShuttingDown);
+            return Err(self.stopped());
         }
         let _admission = self.admit(0).await?;
         match self.commit_edges(vec![change], scopes).await {
-            Ok(receipt) => Ok(receipt.wakes_discarded),
-            Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(0),
+            Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(()),
             Err(error) => Err(commit_error(named, error)),
         }
     }
@@ -229,4 +329,32 @@ impl Shared {
             .await
             .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))
     }
+}
+
+/// What drops these, and whom it concerns.
+fn dropping(
+    edge: SessionEdge,
+    page: &[(OfSession, Option<String>)],
+) -> (Vec<Change>, Vec<SessionScope>) {
+    let edges = page.iter().map(|(found, _)| found);
+    let scopes: BTreeSet<SessionScope> = edges.clone().map(|it| it.scope.clone()).collect();
+    let changes = match edge {
+        SessionEdge::Target => edges
+            .map(|it| Change::DropWakeTarget {
+                row: it.row,
+                scope: it.scope.clone(),
+            })
+            .collect(),
+        SessionEdge::Grant => edges
+            .map(|it| Change::Revoke {
+                row: it.row,
+                scope: it.scope.clone(),
+            })
+            .collect(),
+        SessionEdge::Wake | SessionEdge::WakeKey => vec![Change::DiscardWakes {
+            wakes: edges.map(|it| (it.row, it.position)).collect(),
+            received_too: true,
+        }],
+    };
+    (changes, scopes.into_iter().collect())
 }

@@ -46,7 +46,7 @@ impl Shared {
     ) -> Result<ProcessRecord> {
         if self.is_shutting_down() {
             request.dismantle();
-            return Err(Error::ShuttingDown);
+            return Err(self.stopped());
         }
         let request = request.checked()?;
         self.check_engine(&request)?;

@@ -88,6 +88,9 @@ impl Shared {
         mut watcher: Watcher,
     ) -> (Watcher, Result<ProcessWorkSnapshot>) {
         watcher.rung().await;
+        if self.is_closed() {
+            return (watcher, Err(self.stopped()));
+        }
         let (shared, of) = (Arc::clone(self), whose.clone());
         let looked = blocking(move || {
             let found = shared.look(&of, &mut watcher);

@@ -11,7 +11,7 @@ use crate::actors::process::HostCommand;
 use crate::actors::reads::ListScope;
 use crate::actors::runtime::Shared;
 use crate::actors::start::StartAs;
-use crate::model::decide::prepare_signal;
+use crate::model::decide::{PreparedEvent, prepare_signal};
 use crate::model::{
     EffectKey, Error, ObservedProcess, ProcessCancelSummary, ProcessEvent,
     ProcessEventAppendRequest, ProcessListFilter, ProcessRecord, ProcessStartRequest,
@@ -58,7 +58,7 @@ pub(crate) async fn start_as(
 pub(crate) async fn cancel_as(
     shared: &Arc<Shared>,
     process_id: &str,
-    granted_to: Option<&SessionScope>,
+    scopes: &[SessionScope],
     controller: &ScopedEffectController<'_>,
 ) -> Result<ProcessCancelSummary> {
     let outcome = controller
@@ -68,8 +68,7 @@ pub(crate) async fn cancel_as(
             },
             || Ok(serde_json::json!({ "process_id": process_id })),
             async {
-                let by = granted_to.map(SessionScope::id);
-                let summary = shared.cancel(process_id, by, granted_to).await?;
+                let summary = cancel_under(shared, process_id, scopes).await?;
                 Ok(EffectOutcome::Cancelled(Box::new(summary)))
             },
         )
@@ -84,7 +83,7 @@ pub(crate) async fn signal_as(
     shared: &Arc<Shared>,
     process_id: &str,
     signal: Signal,
-    granted_to: Option<&SessionScope>,
+    scopes: &[SessionScope],
     controller: &ScopedEffectController<'_>,
 ) -> Result<ProcessEvent> {
     let Signal { name, id, request } = signal;
@@ -100,7 +99,7 @@ pub(crate) async fn signal_as(
             },
             || Ok(content),
             async {
-                let event = shared.append(process_id, event, granted_to).await?;
+                let event = append_under(shared, process_id, event, scopes).await?;
                 Ok(EffectOutcome::Signalled(Box::new(event)))
             },
         )
@@ -210,17 +209,36 @@ async fn cancel_under(
     id: &str,
     scopes: &[SessionScope],
 ) -> Result<ProcessCancelSummary> {
-    if scopes.is_empty() {
-        return shared.cancel(id, None, None).await;
-    }
-    let mut refused = Error::unknown(id);
-    for scope in scopes {
-        match shared.cancel(id, Some(scope.id()), Some(scope)).await {
-            Err(error @ Error::UnknownProcess { .. }) => refused = error,
-            done => return done,
+    for (scope, is_last) in tries(scopes) {
+        let by = scope.map(SessionScope::id);
+        match shared.cancel(id, by, scope).await {
+            Err(Error::UnknownProcess { .. }) if !is_last => {}
+            cancelled => return cancelled,
         }
     }
-    Err(refused)
+    Err(Error::unknown(id))
+}
+
+async fn append_under(
+    shared: &Arc<Shared>,
+    id: &str,
+    event: PreparedEvent,
+    scopes: &[SessionScope],
+) -> Result<ProcessEvent> {
+    for (scope, is_last) in tries(scopes) {
+        match shared.append(id, event.clone(), scope).await {
+            Err(Error::UnknownProcess { .. }) if !is_last => {}
+            appended => return appended,
+        }
+    }
+    Err(Error::unknown(id))
+}
+
+/// What a write is tried under, and whether that is the last try: under each of a session's scopes
+/// until one holds the process, or once on the host's own authority.
+fn tries(scopes: &[SessionScope]) -> impl Iterator<Item = (Option<&SessionScope>, bool)> {
+    let count = scopes.len().max(1);
+    (0..count).map(move |n| (scopes.get(n), n + 1 == count))
 }
 
 pub(crate) async fn abandon_as(
@@ -228,18 +246,21 @@ pub(crate) async fn abandon_as(
     process_id: &str,
     requested_by: String,
     reason: Option<String>,
-    granted_to: Option<&SessionScope>,
+    scopes: &[SessionScope],
 ) -> Result<ObservedProcess> {
-    shared
-        .command(
-            process_id,
-            HostCommand::Abandon {
-                requested_by,
-                reason,
-            },
-            granted_to,
-        )
-        .await?;
+    let command = HostCommand::Abandon {
+        requested_by,
+        reason,
+    };
+    for (scope, is_last) in tries(scopes) {
+        match shared.command(process_id, command.clone(), scope).await {
+            Err(Error::UnknownProcess { .. }) if !is_last => {}
+            asked => {
+                asked?;
+                break;
+            }
+        }
+    }
     // Nobody may hold it: then the request is carried out at once.
     shared.sweep_soon();
     shared

@@ -9,6 +9,8 @@ mod session;
 mod sessions;
 mod subscription;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 
 pub use effects::{
     Effect, EffectController, EffectExecution, EffectOutcome, InlineEffects, JournaledEffects,

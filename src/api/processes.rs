@@ -139,7 +139,7 @@ impl Processes {
         process_id: &str,
         scoped_effect_controller: ScopedEffectController<'_>,
     ) -> Result<ProcessCancelSummary> {
-        cancel_as(&self.shared, process_id, None, &scoped_effect_controller).await
+        cancel_as(&self.shared, process_id, &[], &scoped_effect_controller).await
     }
 
     /// Sends a signal: appends `signal.<name>`, once per signal id. Durable when it returns.
@@ -163,7 +163,7 @@ impl Processes {
                 id: signal_id.into(),
                 request,
             },
-            None,
+            &[],
             &scoped_effect_controller,
         )
         .await
@@ -187,7 +187,7 @@ impl Processes {
     /// `ShuttingDown`.
     pub fn observer(&self) -> Result<ProcessWorkObserver> {
         if self.shared.is_shutting_down() {
-            return Err(Error::ShuttingDown);
+            return Err(self.shared.stopped());
         }
         Ok(ProcessWorkObserver::new(Arc::clone(&self.shared)))
     }
@@ -242,7 +242,7 @@ impl Processes {
         requested_by: impl Into<String>,
         reason: Option<String>,
     ) -> Result<ObservedProcess> {
-        abandon_as(&self.shared, process_id, requested_by.into(), reason, None).await
+        abandon_as(&self.shared, process_id, requested_by.into(), reason, &[]).await
     }
 
     /// The whole record of a process, with its input and outcome; `None` as [`Processes::get`].

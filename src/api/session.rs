@@ -81,6 +81,14 @@ impl SessionProcessAdmin {
         Err(Error::unknown(process_id))
     }
 
+    /// The scopes that a write is tried under: the one that holds the process, and then the others,
+    /// where that grant went away before the commit.
+    fn starting_with(&self, holder: &SessionScope) -> Vec<SessionScope> {
+        let mut scopes = vec![holder.clone()];
+        scopes.extend(self.scopes.iter().filter(|it| *it != holder).cloned());
+        scopes
+    }
+
     /// The process behind an id, and what tells when it may not be seen any more.
     fn reading(&self, process_id: &str) -> Result<(Row, Grants)> {
         let (row, _) = self.held(process_id)?;
@@ -142,33 +150,29 @@ impl SessionProcessAdmin {
     }
 
     fn check_own(&self, request: &ProcessStartRequest) -> Result<()> {
-        let own = |scope: &SessionScope| *scope == self.own;
-        if !matches!(&request.originator, ProcessOriginator::Session { scope } if own(scope)) {
-            return Err(Error::invalid(
-                "originator",
-                format!("is {}", request.originator.scope_id()),
-                format!("the session's own scope, {}", self.own),
-            ));
-        }
-        if let Some(grant) = &request.grant
-            && !own(&grant.scope)
+        if !matches!(&request.originator, ProcessOriginator::Session { scope } if *scope == self.own)
         {
-            return Err(Error::invalid(
-                "grant.scope",
-                format!("is {}", grant.scope),
-                format!("the session's own scope, {}", self.own),
-            ));
+            return Err(self.forged("originator", &request.originator.scope_id()));
         }
-        if let Some(target) = &request.wake_target
-            && !own(target)
-        {
-            return Err(Error::invalid(
-                "wake_target",
-                format!("is {target}"),
-                format!("the session's own scope, {}", self.own),
-            ));
+        let granted = request.grant.as_ref().map(|grant| &grant.scope);
+        self.own_or_none("grant.scope", granted)?;
+        self.own_or_none("wake_target", request.wake_target.as_ref())
+    }
+
+    /// A session speaks for itself alone: a scope that it names is its own.
+    fn own_or_none(&self, field: &str, scope: Option<&SessionScope>) -> Result<()> {
+        match scope {
+            Some(scope) if *scope != self.own => Err(self.forged(field, &scope.id())),
+            Some(_) | None => Ok(()),
         }
-        Ok(())
+    }
+
+    fn forged(&self, field: &str, is: &str) -> Error {
+        Error::invalid(
+            field,
+            format!("is {is}"),
+            format!("the session's own scope, {}", self.own),
+        )
     }
 
     /// The running processes that are granted.
@@ -267,7 +271,8 @@ impl SessionProcessAdmin {
     /// Signals a granted process, as [`Processes::signal`](super::Processes::signal).
     ///
     /// # Errors
-    /// `UnknownProcess`, and as there.
+    /// `InvalidInput` for another `wake_target_scope` than the session's own, whatever the id stands
+    /// for; `UnknownProcess`, and as there.
     pub async fn signal(
         &self,
         process_id: &str,
@@ -276,8 +281,14 @@ impl SessionProcessAdmin {
         request: ProcessEventAppendRequest,
         scoped_effect_controller: ScopedEffectController<'_>,
     ) -> Result<ProcessEvent> {
-        let (row, scope) = match self.held(process_id) {
-            Ok(held) => held,
+        // Looked at before the grant: the answer says nothing about the process.
+        let target = request.wake_target_scope.as_ref();
+        let held = self
+            .own_or_none("wake_target_scope", target)
+            .map_err(|error| error.for_process(process_id))
+            .and_then(|()| self.held(process_id));
+        let (row, scopes) = match held {
+            Ok((row, scope)) => (row, self.starting_with(&scope)),
             Err(error) => {
                 request.dismantle();
                 return Err(error);
@@ -292,7 +303,7 @@ impl SessionProcessAdmin {
             &self.shared,
             process_id,
             signal,
-            Some(&scope),
+            &scopes,
             &scoped_effect_controller,
         )
         .await;
@@ -311,13 +322,9 @@ impl SessionProcessAdmin {
         scoped_effect_controller: ScopedEffectController<'_>,
     ) -> Result<ProcessCancelSummary> {
         let (row, scope) = self.held(process_id)?;
-        let cancelled = cancel_as(
-            &self.shared,
-            process_id,
-            Some(&scope),
-            &scoped_effect_controller,
-        )
-        .await;
+        let scopes = self.starting_with(&scope);
+        let cancelled =
+            cancel_as(&self.shared, process_id, &scopes, &scoped_effect_controller).await;
         self.still_held(process_id, row)?;
         cancelled.map_err(hide(process_id))
     }
@@ -381,7 +388,7 @@ impl SessionProcessAdmin {
             process_id,
             requested_by.into(),
             reason,
-            Some(&scope),
+            &self.starting_with(&scope),
         )
         .await;
         self.still_held(process_id, row)?;

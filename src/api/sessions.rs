@@ -25,27 +25,48 @@ impl Processes {
     /// # Errors
     /// `InvalidInput`.
     pub async fn wakes(&self, scope: &SessionScope) -> Result<Vec<ProcessWake>> {
-        self.shared.wakes(scope)
+        self.shared.wakes(scope, 0).await
     }
 
-    /// Waits until a scope has pending wakes, and returns them.
+    /// The same, only those that came after one of them, which need not be there any more. Ids of
+    /// wakes rise: with the last one of a page this is the next page, and with 0 the first one.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub async fn wakes_after(
+        &self,
+        scope: &SessionScope,
+        wake_id: u64,
+    ) -> Result<Vec<ProcessWake>> {
+        self.shared.wakes(scope, wake_id).await
+    }
+
+    /// Waits until a scope has pending wakes, and returns them. Those that were returned before and
+    /// are not acknowledged yet are returned again at once: see [`Processes::next_wakes_after`].
     ///
     /// # Cancel safety
     /// Safe to drop: wakes stay until they are acknowledged.
     ///
     /// # Errors
-    /// `InvalidInput`.
+    /// `InvalidInput`, `ShuttingDown`, `StoreFailed`.
     pub async fn next_wakes(&self, scope: &SessionScope) -> Result<Vec<ProcessWake>> {
-        let mut news = self.shared.hub.listen_scope(scope);
-        loop {
-            let pending = self.shared.wakes(scope)?;
-            if !pending.is_empty() {
-                return Ok(pending);
-            }
-            if !news.changed().await {
-                return Err(crate::model::Error::ShuttingDown);
-            }
-        }
+        self.shared.next_wakes(scope, 0).await
+    }
+
+    /// Waits until a scope has pending wakes that came after one of them: so a session that puts some
+    /// off can wait for new ones.
+    ///
+    /// # Cancel safety
+    /// Safe to drop: wakes stay until they are acknowledged.
+    ///
+    /// # Errors
+    /// `InvalidInput`, `ShuttingDown`, `StoreFailed`.
+    pub async fn next_wakes_after(
+        &self,
+        scope: &SessionScope,
+        wake_id: u64,
+    ) -> Result<Vec<ProcessWake>> {
+        self.shared.next_wakes(scope, wake_id).await
     }
 
     /// Acknowledges a wake: it is not delivered again. One that is gone already is no error.
@@ -70,7 +91,9 @@ impl Processes {
     }
 
     /// Changes after a cursor, in the order of their commits: the last one of each process, and
-    /// every deletion. Nothing is missed, whoever writes.
+    /// every deletion. Nothing is missed, whoever writes. A page has at most `limit` of them, and ends
+    /// early behind about 4 MiB of records ([`limits`](crate::model::limits)); only one without any
+    /// means that there are none.
     ///
     /// # Errors
     /// `CursorTooOld` where deletions after the cursor are no longer known; `InvalidInput` for a

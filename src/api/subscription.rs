@@ -9,11 +9,12 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::actors::hub::{GrantListener, LogListener};
-use crate::actors::reads::gone;
+use crate::actors::hub::{GrantListener, GrantStirs, LogListener};
+use crate::actors::reads::{blocking, gone};
 use crate::actors::runtime::Shared;
 use crate::model::{Error, ObservedProcessEvent, ProcessEvent, Result, SessionScope};
 use crate::store::keys::Row;
+use crate::store::read::View;
 
 /// Events that are taken from the tail or the log at a time.
 const BATCH: usize = 64;
@@ -46,15 +47,20 @@ impl Grants {
         }
     }
 
-    /// Whether the process may still be seen. Whoever takes a grant away says so before it returns:
-    /// where nothing was heard, nothing was taken away, and this costs no look at the store.
+    /// Whether the process may still be seen. Whoever takes a grant away here says so before it
+    /// returns: where nothing was heard, nothing was taken away, and this costs no look at the store.
+    /// On a store that several hosts share another one may have taken it, so there the store is
+    /// looked at each time; a grant that another host took and gave again between two looks counts
+    /// as kept.
     pub(crate) fn check(&self) -> Result<()> {
-        if !self.listeners.iter().any(GrantListener::is_lost) {
+        let kept = |it: &&GrantListener| !it.is_lost();
+        let alone = self.shared.store.exclusive_epoch().is_some();
+        if alone && self.listeners.iter().all(|it| kept(&it)) {
             return Ok(());
         }
         let view = self.shared.view()?;
         // One that was taken away and given again is not what this reads by any more.
-        for listener in self.listeners.iter().filter(|it| !it.is_lost()) {
+        for listener in self.listeners.iter().filter(kept) {
             if view.grant(listener.scope(), self.row)?.is_some() {
                 return Ok(());
             }
@@ -70,23 +76,24 @@ impl Grants {
         }
     }
 
-    /// Waits until the process may not be seen any more.
+    /// Waits until the process may not be seen any more. What another host takes away on a shared
+    /// store is heard of at the reaper's next tick.
     ///
     /// # Cancel safety
     /// Safe to drop and to call again.
     pub(crate) async fn ended(&self) -> Error {
+        let mut stirs: Vec<GrantStirs> = self.listeners.iter().map(GrantListener::stirs).collect();
         loop {
             if let Err(error) = self.check() {
                 return error;
             }
-            let mut kept = self.listeners.iter().filter(|it| !it.is_lost());
-            match (kept.next(), kept.next()) {
-                (Some(first), Some(second)) => tokio::select! {
-                    () = first.lost() => {}
-                    () = second.lost() => {}
+            match stirs.as_mut_slice() {
+                [only] => only.next().await,
+                [first, second] => tokio::select! {
+                    () = first.next() => {}
+                    () = second.next() => {}
                 },
-                (Some(only), None) => only.lost().await,
-                (None, _) => return self.not_granted(),
+                _ => return self.not_granted(),
             }
         }
     }
@@ -121,6 +128,7 @@ enum State {
 /// log. It never slows a commit (E7). Only what is durable is shown.
 ///
 /// An `Err` is its last item: `NotGranted` when the grant of a session went away, `ShuttingDown`,
+/// `StoreFailed`,
 /// `NoLongerRetained` when the process was pruned. The sequence of the last event received is where
 /// to resume.
 pub struct Subscription {
@@ -151,7 +159,7 @@ impl Subscription {
             process_id: process_id.to_owned(),
             row,
             cursor: after_sequence,
-            listener: shared.hub.listen(row.incarnation),
+            listener: shared.hub.read_log(row.incarnation),
             grants: grants.clone(),
         };
         Self {
@@ -209,7 +217,9 @@ impl Stream for Subscription {
 
 async fn fetch(mut source: Source) -> (Source, Result<Batch>) {
     loop {
-        match source.next_batch() {
+        // However much there is to read, others get their turn.
+        tokio::task::consume_budget().await;
+        match source.next_batch().await {
             Ok(Some(batch)) => return (source, Ok(batch)),
             Ok(None) => {}
             Err(error) => return (source, Err(error)),
@@ -221,8 +231,8 @@ async fn fetch(mut source: Source) -> (Source, Result<Batch>) {
 }
 
 impl Source {
-    /// What can be had at once.
-    fn next_batch(&mut self) -> Result<Option<Batch>> {
+    /// What can be had without waiting for something new.
+    async fn next_batch(&mut self) -> Result<Option<Batch>> {
         // Seen first, read second: what commits in between wakes the wait.
         self.listener.seen();
         let from_tail = self.listener.tail_after(self.cursor, BATCH);
@@ -239,14 +249,19 @@ impl Source {
         };
         if front.last_sequence <= self.cursor {
             if front.terminal_at_ms().is_none() && self.shared.is_closed() {
-                return Err(Error::ShuttingDown);
+                return Err(self.shared.stopped());
             }
             return Ok(front.terminal_at_ms().map(|_| Batch::End));
         }
-        let page = self
-            .shared
-            .log_page(&view, &self.process_id, self.row, self.cursor, BATCH)?;
+        let page = self.log_page(view).await?;
         Ok(self.take(page.iter().map(ProcessEvent::observed).collect()))
+    }
+
+    /// The next page of the log, read off the async threads: it may come from the disk.
+    async fn log_page(&self, view: View) -> Result<Vec<ProcessEvent>> {
+        let (shared, id) = (Arc::clone(&self.shared), self.process_id.clone());
+        let (row, cursor) = (self.row, self.cursor);
+        blocking(move || shared.log_page(&view, &id, row, cursor, BATCH)).await
     }
 
     fn take(&mut self, events: Vec<ObservedProcessEvent>) -> Option<Batch> {
@@ -266,7 +281,7 @@ impl Source {
         if heard {
             Ok(())
         } else {
-            Err(Error::ShuttingDown)
+            Err(self.shared.stopped())
         }
     }
 }

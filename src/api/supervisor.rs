@@ -38,7 +38,7 @@ use crate::store::sled_kv::{Options, SledKv};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct InMemoryStore(MemoryStore);
+pub struct InMemoryStore(pub(super) MemoryStore);
 
 impl fmt::Debug for InMemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

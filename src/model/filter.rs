@@ -83,7 +83,9 @@ pub struct ProcessListFilter {
     /// Their cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caused_by: Option<String>,
-    /// The id of the process that started them.
+    /// The id of the process that started them: the incarnation that the id stands for when the list
+    /// is begun, which is its newest one, pruned or not. Further pages stay with that one. Children of
+    /// an incarnation before it are in no list by this filter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
     /// Labels that they have, all of them.

@@ -41,6 +41,14 @@ pub const SELECTOR_BYTES_MAX: usize = 4_096;
 pub const TEMPLATE_FIELDS_MAX: usize = 64;
 /// Events that a session snapshot shows of each process.
 pub const SNAPSHOT_EVENTS: usize = 32;
+/// Bytes of events, as they are stored, that a session snapshot shows of one process: of larger ones
+/// it shows fewer, the newest, but at least one.
+pub const SNAPSHOT_PROCESS_BYTES_MAX: usize = 4 << 20;
+/// Bytes of events, as they are stored, that a session snapshot shows of all processes together, but
+/// for a single larger one. Those that changed last come first; the others are shown without events.
+pub const SNAPSHOT_BYTES_MAX: usize = 16 << 20;
+/// Bytes of records, as they are stored, after which a page of the change feed ends.
+pub const CHANGES_PAGE_BYTES_MAX: usize = 4 << 20;
 /// Most attempts a retry policy may ask for.
 pub const RETRY_ATTEMPTS_MAX: u32 = 10_000;
 /// Longest duration in a request (timeout, backoff), in milliseconds: ten years.

@@ -90,6 +90,10 @@ pub(crate) mod kind {
     pub(crate) const FEED_FLOOR: u8 = 0x15;
     /// How many processes captured an environment.
     pub(crate) const ENV_USERS: u8 = 0x16;
+    /// Pruned processes of which something is still to be erased.
+    pub(crate) const REMAINS: u8 = 0x17;
+    /// Where in the feed each open of the store began.
+    pub(crate) const FEED_EPOCH: u8 = 0x18;
 }
 
 struct Key(Vec<u8>);
@@ -306,12 +310,24 @@ pub(crate) fn wakes_of_scope(scope: &SessionScope) -> KeyRange {
     Key::new(kind::WAKE).scope(scope).range()
 }
 
+/// The same after a position.
+pub(crate) fn wakes_of_scope_after(scope: &SessionScope, position: u64) -> KeyRange {
+    KeyRange {
+        start: wake(scope, position.saturating_add(1)),
+        end: wakes_of_scope(scope).end,
+    }
+}
+
 pub(crate) fn wakes_of_session(session_id: &str) -> KeyRange {
     Key::new(kind::WAKE).text(session_id).range()
 }
 
 pub(crate) fn wake_dedupe(scope: &SessionScope, key: &str) -> Bytes {
     Key::new(kind::WAKE_DEDUPE).scope(scope).text(key).done()
+}
+
+pub(crate) fn wake_dedupes_of_session(session_id: &str) -> KeyRange {
+    Key::new(kind::WAKE_DEDUPE).text(session_id).range()
 }
 
 pub(crate) fn wake_of(row: Row, position: u64) -> Bytes {
@@ -322,16 +338,20 @@ pub(crate) fn wakes_of_process(row: Row) -> KeyRange {
     Key::new(kind::WAKE_OF).row(row).range()
 }
 
+/// The same after a position.
+pub(crate) fn wakes_of_process_after(row: Row, position: u64) -> KeyRange {
+    KeyRange {
+        start: wake_of(row, position.saturating_add(1)),
+        end: wakes_of_process(row).end,
+    }
+}
+
 pub(crate) fn wake_target(row: Row) -> Bytes {
     Key::new(kind::WAKE_TARGET).row(row).done()
 }
 
 pub(crate) fn watched(scope: &SessionScope, row: Row) -> Bytes {
     Key::new(kind::WATCHED).scope(scope).row(row).done()
-}
-
-pub(crate) fn watched_by_scope(scope: &SessionScope) -> KeyRange {
-    Key::new(kind::WATCHED).scope(scope).range()
 }
 
 pub(crate) fn watched_by_session(session_id: &str) -> KeyRange {
@@ -344,6 +364,26 @@ pub(crate) fn tombstone(incarnation: Incarnation) -> Bytes {
 
 pub(crate) fn tombstones() -> KeyRange {
     Key::new(kind::TOMBSTONE).range()
+}
+
+pub(crate) fn remains(incarnation: Incarnation) -> Bytes {
+    Key::new(kind::REMAINS).number(incarnation.get()).done()
+}
+
+pub(crate) fn all_remains() -> KeyRange {
+    Key::new(kind::REMAINS).range()
+}
+
+pub(crate) fn feed_epoch(epoch: u64) -> Bytes {
+    Key::new(kind::FEED_EPOCH).number(epoch).done()
+}
+
+/// The epochs after one.
+pub(crate) fn feed_epochs_after(epoch: u64) -> KeyRange {
+    KeyRange {
+        start: feed_epoch(epoch.saturating_add(1)),
+        end: Key::new(kind::FEED_EPOCH).range().end,
+    }
 }
 
 pub(crate) fn feed_floor() -> Bytes {
@@ -390,8 +430,8 @@ pub(crate) fn number_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.try_into().ok()?))
 }
 
-/// The scope in a key of the `GRANT`, `WAKE` or `WATCHED` kind (it follows the kind byte), or of
-/// the `GRANTED` kind (it follows the row).
+/// The scope in a key of the `GRANT`, `WAKE`, `WAKE_DEDUPE` or `WATCHED` kind (it follows the kind
+/// byte), or of the `GRANTED` kind (it follows the row).
 pub(crate) fn scope_of(key: &[u8]) -> Option<SessionScope> {
     let at = match key.first()? {
         &kind::GRANTED => 1 + Row::LEN,

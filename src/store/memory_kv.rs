@@ -41,6 +41,9 @@ struct Shared {
     answered: Condvar,
     store_id: uuid::Uuid,
     exclusive: bool,
+    /// Set by a test: nothing works any more.
+    #[cfg(test)]
+    failed: AtomicBool,
 }
 
 struct State {
@@ -79,6 +82,7 @@ impl MemoryKv {
         if self.closed.load(Ordering::Acquire) {
             return Err(StoreError::Closed);
         }
+        self.shared.sound()?;
         Ok(lock(&self.shared.state))
     }
 }
@@ -99,8 +103,16 @@ impl MemoryStore {
                 answered: Condvar::new(),
                 store_id: uuid::Uuid::new_v4(),
                 exclusive,
+                #[cfg(test)]
+                failed: AtomicBool::new(false),
             }),
         }
+    }
+
+    /// Fails from now on, as a disk does.
+    #[cfg(test)]
+    pub(crate) fn fail(&self) {
+        self.shared.failed.store(true, Ordering::Release);
     }
 
     /// Opens the state and raises its epoch.
@@ -164,6 +176,25 @@ impl State {
 }
 
 impl Shared {
+    /// Memory does not fail, but where a test says so.
+    #[cfg_attr(
+        not(test),
+        expect(
+            clippy::unused_self,
+            clippy::unnecessary_wraps,
+            reason = "a test's hook"
+        )
+    )]
+    fn sound(&self) -> Result<(), StoreError> {
+        #[cfg(test)]
+        if self.failed.load(Ordering::Acquire) {
+            return Err(StoreError::Failed {
+                cause: "a test said so".into(),
+            });
+        }
+        Ok(())
+    }
+
     /// Tells finished proposals, in order, unless a thread is at it already.
     fn publish<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         if state.publisher.is_some() {
@@ -188,6 +219,8 @@ impl Kv for MemoryKv {
         let mut state = lock(&self.shared.state);
         let outcome = if self.closed.load(Ordering::Acquire) {
             Outcome::NotWritten(StoreError::Closed)
+        } else if let Err(error) = self.shared.sound() {
+            Outcome::Unknown(error)
         } else {
             state.resolve(proposal.as_mut(), now_epoch_ms)
         };

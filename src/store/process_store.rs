@@ -1,6 +1,8 @@
 //! The typed store: what the layers above hold.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::oneshot;
 
@@ -18,6 +20,35 @@ pub(crate) struct ProcessStore {
     kv: Arc<dyn Kv>,
     clock: Arc<dyn Clock>,
     lease_clock: Arc<dyn Clock>,
+    alarm: Arc<Alarm>,
+}
+
+/// Told why the store failed.
+pub(crate) type OnFailure = Box<dyn Fn(Arc<str>) + Send + Sync>;
+
+/// Says once that the store has failed, to whoever wants to know.
+#[derive(Default)]
+pub(crate) struct Alarm {
+    on_failure: OnceLock<OnFailure>,
+    rung: AtomicBool,
+}
+
+impl fmt::Debug for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Alarm").field(&self.rung).finish()
+    }
+}
+
+impl Alarm {
+    /// Looks at an error that somebody got.
+    pub(crate) fn hear(&self, error: &StoreError) {
+        if let StoreError::Failed { cause } = error
+            && let Some(on_failure) = self.on_failure.get()
+            && !self.rung.swap(true, Ordering::AcqRel)
+        {
+            on_failure(Arc::clone(cause));
+        }
+    }
 }
 
 impl ProcessStore {
@@ -26,6 +57,7 @@ impl ProcessStore {
             kv,
             lease_clock: Arc::clone(&clock),
             clock,
+            alarm: Arc::default(),
         }
     }
 
@@ -45,12 +77,20 @@ impl ProcessStore {
         self.clock.now_epoch_ms()
     }
 
+    /// Has somebody told, once, when the store fails: by a commit or by a read, whoever's it was. They
+    /// are told on the committer, too: it must be quick.
+    pub(crate) fn on_failure(&self, on_failure: OnFailure) {
+        // The first one stays: a store has one runtime.
+        let _ = self.alarm.on_failure.set(on_failure);
+    }
+
     /// Queues a set. `done` is called on the committer once its fate is durable: it must be quick.
     pub(crate) fn commit(&self, set: WriteSet, done: Done) {
         self.kv.submit(Box::new(Submission {
             set,
             exclusive_epoch: self.exclusive_epoch(),
             verdict: Err(Refusal::NothingToDo),
+            alarm: Arc::clone(&self.alarm),
             done,
         }));
     }
@@ -81,7 +121,7 @@ impl ProcessStore {
     /// One consistent state, as of now.
     pub(crate) fn view(&self) -> Result<View, StoreError> {
         Ok(View::new(
-            self.kv.view()?,
+            self.kv.view().inspect_err(|error| self.alarm.hear(error))?,
             self.exclusive_epoch(),
             self.lease_clock.now_epoch_ms(),
         ))

@@ -8,9 +8,11 @@ use super::codec::stored::StoredEvent;
 use super::error::StoreError;
 use super::keys::Row;
 use super::read::{Created, IdEntry, Index, View, index_of_originator};
-use crate::model::limits::{LIST_PAGE_MAX, SNAPSHOT_EVENTS};
+use crate::model::limits::{
+    LIST_PAGE_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_EVENTS, SNAPSHOT_PROCESS_BYTES_MAX,
+};
 use crate::model::{
-    ObservedProcess, ObservedProcessEvent, Page, PageCursor, ProcessHandleDescriptor,
+    Incarnation, ObservedProcess, ObservedProcessEvent, Page, PageCursor, ProcessHandleDescriptor,
     ProcessListFilter, ProcessOriginator, ProcessWorkItem, ProcessWorkSnapshot, StatusFilter,
 };
 
@@ -19,8 +21,6 @@ use crate::model::{
 const ROWS_PER_PAGE_MAX: usize = 10_000;
 /// Rows that are fetched from an index at a time.
 const ROWS_PER_SCAN: usize = 256;
-/// Bytes of events that a snapshot reads of one process at the most.
-const SNAPSHOT_EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// Why a list could not be made.
 #[derive(Debug)]
@@ -38,23 +38,17 @@ impl From<StoreError> for QueryError {
 }
 
 impl View {
-    /// The narrowest index for a filter, within what `base` admits; `None` where nothing can be
-    /// listed.
+    /// The narrowest index for a filter, within what `base` admits.
     fn index_for(
-        &self,
         base: Option<Index>,
         filter: &ProcessListFilter,
-    ) -> Result<Option<Index>, StoreError> {
+        parent: Option<Incarnation>,
+    ) -> Index {
         if let Some(base) = base {
-            return Ok(Some(base));
+            return base;
         }
-        if let Some(parent) = &filter.parent {
-            return Ok(self.id(parent)?.map(|entry| {
-                Index::ChildrenOf(match entry {
-                    IdEntry::Live(row) => row.incarnation,
-                    IdEntry::Pruned(tombstone) => tombstone.incarnation,
-                })
-            }));
+        if let Some(parent) = parent {
+            return Index::ChildrenOf(parent);
         }
         if let Some(index) = filter
             .originator_scope_id
@@ -63,9 +57,9 @@ impl View {
             .as_ref()
             .and_then(index_of_originator)
         {
-            return Ok(Some(index));
+            return index;
         }
-        Ok(Some(match filter.status {
+        match filter.status {
             StatusFilter::Running => Index::Running,
             StatusFilter::Completed
             | StatusFilter::Failed
@@ -73,6 +67,14 @@ impl View {
             | StatusFilter::Abandoned
             | StatusFilter::Terminal
             | StatusFilter::Any => Index::Created,
+        }
+    }
+
+    /// The incarnation that an id stands for, pruned or not: the newest.
+    pub(crate) fn incarnation_of(&self, id: &str) -> Result<Option<Incarnation>, StoreError> {
+        Ok(self.id(id)?.map(|entry| match entry {
+            IdEntry::Live(row) => row.incarnation,
+            IdEntry::Pruned(tombstone) => tombstone.incarnation,
         }))
     }
 
@@ -84,11 +86,26 @@ impl View {
         cursor: Option<&PageCursor>,
         limit: usize,
     ) -> Result<Page<ObservedProcess>, QueryError> {
-        let mut after = cursor.map(decode_cursor).transpose()?;
         let mut items = Vec::new();
-        let Some(index) = self.index_for(base, filter)? else {
-            return Ok(Page { items, next: None });
+        let mut after = None;
+        let parent = match (&filter.parent, cursor) {
+            (None, None) => None,
+            (Some(id), None) => match self.incarnation_of(id)? {
+                None => return Ok(Page { items, next: None }),
+                known => known,
+            },
+            // A list stays with the parent that it began with, whatever its id stands for now.
+            (wanted, Some(cursor)) => {
+                let (key, parent) = decode_cursor(cursor)?;
+                if wanted.is_some() != parent.is_some() {
+                    return Err(QueryError::Cursor);
+                }
+                after = Some(key);
+                parent
+            }
         };
+        let cursor_at = |key: &[u8]| encode_cursor(key, parent);
+        let index = Self::index_for(base, filter, parent);
         if after.as_deref().is_some_and(|key| !index.contains(key)) {
             return Err(QueryError::Cursor);
         }
@@ -104,12 +121,12 @@ impl View {
             for (key, row) in rows {
                 looked_at += 1;
                 after = Some(key.to_vec());
-                if let Some(process) = self.observe_if(row, filter)? {
+                if let Some(process) = self.observe_if(row, filter, parent)? {
                     items.push(process);
                     if items.len() >= limit {
                         return Ok(Page {
                             items,
-                            next: after.as_deref().map(encode_cursor),
+                            next: after.as_deref().map(cursor_at),
                         });
                     }
                 }
@@ -120,7 +137,7 @@ impl View {
             if looked_at >= ROWS_PER_PAGE_MAX {
                 return Ok(Page {
                     items,
-                    next: after.as_deref().map(encode_cursor),
+                    next: after.as_deref().map(cursor_at),
                 });
             }
         }
@@ -149,11 +166,21 @@ impl View {
         &self,
         row: Row,
         filter: &ProcessListFilter,
-    ) -> Result<Option<ObservedProcess>, StoreError> {
+        parent: Option<Incarnation>,
+    ) -> Result<Option<ObservedProcess>, QueryError> {
         let Some(summary) = self.summary(row)? else {
             return Ok(None);
         };
         let process = self.observe(summary)?;
+        let of = process.parent.as_ref();
+        if parent.is_some() && of.map(|of| of.incarnation) == parent {
+            // All children of an incarnation name the same id.
+            if of.map(|of| &of.process_id) != filter.parent.as_ref() {
+                return Err(QueryError::Cursor);
+            }
+        } else if parent.is_some() {
+            return Ok(None);
+        }
         Ok(filter.admits(&process).then_some(process))
     }
 
@@ -165,13 +192,14 @@ impl View {
         }
     }
 
-    /// The last events of a process: at most `count`, and of large ones as many of the newest as
-    /// stay under the bound in bytes.
+    /// The last events of a process, and their bytes: at most `count`, and of large ones as many of
+    /// the newest as stay under the bound in bytes, but at least one.
     pub(crate) fn last_events(
         &self,
         process: &ObservedProcess,
         count: usize,
-    ) -> Result<Vec<ObservedProcessEvent>, StoreError> {
+        bytes_max: usize,
+    ) -> Result<(Vec<ObservedProcessEvent>, usize), StoreError> {
         let mut from = (process.last_sequence + 1)
             .saturating_sub(count as u64)
             .max(1);
@@ -182,25 +210,24 @@ impl View {
         while from <= process.last_sequence {
             // No more than there are: what is told when to stop does not look for a next one.
             let left = usize::try_from(process.last_sequence + 1 - from).unwrap_or(count);
-            let page = self.raw().events(
-                process.incarnation.get(),
-                from,
-                left,
-                SNAPSHOT_EVENT_BYTES_MAX,
-            )?;
+            let page = self
+                .raw()
+                .events(process.incarnation.get(), from, left, bytes_max)?;
             let Some((last, _)) = page.last() else { break };
             from = last + 1;
             for (sequence, value) in page {
                 bytes += value.len();
                 kept.push_back((sequence, value));
             }
-            while bytes > SNAPSHOT_EVENT_BYTES_MAX && kept.len() > 1 {
+            while bytes > bytes_max && kept.len() > 1 {
                 bytes -= kept.pop_front().map_or(0, |(_, value)| value.len());
             }
         }
-        kept.into_iter()
+        let events: Result<_, StoreError> = kept
+            .into_iter()
             .map(|(sequence, value)| codec::decode::<StoredEvent>(&value)?.into_observed(sequence))
-            .collect()
+            .collect();
+        Ok((events?, bytes))
     }
 
     /// Everything that is granted to a session, or wakes it, in the order of creation. A grant's
@@ -246,8 +273,17 @@ impl View {
         }
         found.sort_by_key(|(position, ..)| std::cmp::Reverse(*position));
         let mut items = Vec::with_capacity(found.len());
+        let mut room = SNAPSHOT_BYTES_MAX;
         for (_, process, descriptor) in found {
-            let events = self.last_events(&process, SNAPSHOT_EVENTS)?;
+            // Those that changed last come first, and show their events as long as there is room.
+            let events = if room == 0 {
+                Vec::new()
+            } else {
+                let bytes_max = room.min(SNAPSHOT_PROCESS_BYTES_MAX);
+                let (events, bytes) = self.last_events(&process, SNAPSHOT_EVENTS, bytes_max)?;
+                room = room.saturating_sub(bytes);
+                events
+            };
             items.push(ProcessWorkItem {
                 kind: descriptor.kind.clone().or_else(|| process.kind.clone()),
                 label: descriptor.label.clone().or_else(|| process.label.clone()),
@@ -267,25 +303,36 @@ impl View {
     }
 }
 
-fn encode_cursor(key: &[u8]) -> PageCursor {
+/// Where a list goes on: behind a key, and with the incarnation whose children it shows.
+fn encode_cursor(key: &[u8], parent: Option<Incarnation>) -> PageCursor {
     let mut text = String::with_capacity(2 * key.len());
     for byte in key {
         // Writing into a string cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
+    if let Some(parent) = parent {
+        let _ = write!(text, "-{parent}");
+    }
     PageCursor(text)
 }
 
-fn decode_cursor(cursor: &PageCursor) -> Result<Vec<u8>, QueryError> {
-    let text = &cursor.0;
+fn decode_cursor(cursor: &PageCursor) -> Result<(Vec<u8>, Option<Incarnation>), QueryError> {
+    let (text, parent) = match cursor.0.split_once('-') {
+        None => (cursor.0.as_str(), None),
+        Some((text, parent)) => {
+            let parent = parent.parse().map_err(|_| QueryError::Cursor)?;
+            (text, Some(Incarnation(parent)))
+        }
+    };
     if text.is_empty() || !text.len().is_multiple_of(2) || text.len() > 4_096 || !text.is_ascii() {
         return Err(QueryError::Cursor);
     }
-    (0..text.len() / 2)
+    let key: Result<_, _> = (0..text.len() / 2)
         .map(|at| {
             text.get(2 * at..2 * at + 2)
                 .and_then(|digits| u8::from_str_radix(digits, 16).ok())
                 .ok_or(QueryError::Cursor)
         })
-        .collect()
+        .collect();
+    Ok((key?, parent))
 }

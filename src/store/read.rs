@@ -2,13 +2,16 @@
 
 mod edges;
 mod observe;
+mod remains;
 
 use bytes::Bytes;
 
+pub(crate) use edges::{OfSession, SessionEdge};
+
 use super::codec::stored::{
     HeadFacts, StateFacts, StateFront, StoredBody, StoredChange, StoredEffect, StoredEnv,
-    StoredEvent, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner, StoredReplay,
-    StoredScope, StoredState, StoredTombstone, StoredWake,
+    StoredEvent, StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner,
+    StoredReplay, StoredScope, StoredState, StoredTombstone, StoredWake,
 };
 use super::codec::{self, Stored};
 use super::error::StoreError;
@@ -238,53 +241,73 @@ impl View {
 
     /// A process by row, whole.
     pub(crate) fn load(&self, row: Row) -> Result<Option<LoadedProcess>, StoreError> {
-        let Some(head) = self.get::<StoredHead>(&keys::head(row))? else {
+        Ok(self.load_sized(row)?.map(|(loaded, _)| loaded))
+    }
+
+    /// The same, and the bytes of what may be large in it: what it was started with, and its outcome.
+    pub(crate) fn load_sized(
+        &self,
+        row: Row,
+    ) -> Result<Option<(LoadedProcess, usize)>, StoreError> {
+        let Some(head) = self.kv.get(&keys::head(row))? else {
             return Ok(None);
         };
-        let (facts, inline) = head.facts(row);
+        let mut bytes = head.len();
+        let (facts, inline) = codec::decode::<StoredHead>(&head)?.facts(row);
         let body = match inline {
             Some(body) => body,
-            None => self
-                .get::<StoredBody>(&keys::body(row))?
-                .ok_or_else(|| missing("body", &facts.id))?,
+            None => {
+                let body = self
+                    .kv
+                    .get(&keys::body(row))?
+                    .ok_or_else(|| missing("body", &facts.id))?;
+                bytes += body.len();
+                codec::decode::<StoredBody>(&body)?
+            }
         };
         let registration = facts.with_body(&body)?;
         let (state, front) = self
             .state(row)?
             .ok_or_else(|| missing("state", &registration.id))?;
         let output = match &state.terminal {
-            Some(_) => Some(self.output(&registration, front.last_sequence)?),
+            Some(_) => {
+                let (output, size) = self.output(&registration, front.last_sequence)?;
+                bytes += size;
+                Some(output)
+            }
             None => None,
         };
-        Ok(Some(LoadedProcess {
+        let loaded = LoadedProcess {
             row,
             registration,
             state: state.with_output(output),
             edges: front.into(),
-        }))
+        };
+        Ok(Some((loaded, bytes)))
     }
 
-    /// The output that a process's terminal event says.
+    /// The output that a process's terminal event says, and the event's bytes.
     fn output(
         &self,
         registration: &Registration,
         last_sequence: u64,
-    ) -> Result<ProcessAwaitOutput, StoreError> {
-        let event = self
-            .events(
-                &registration.id,
-                registration.incarnation,
-                last_sequence,
-                1,
-                usize::MAX,
-            )?
+    ) -> Result<(ProcessAwaitOutput, usize), StoreError> {
+        let (_, stored) = self
+            .kv
+            .events(registration.incarnation.get(), last_sequence, 1, usize::MAX)?
             .pop()
             .ok_or_else(|| missing("terminal event", &registration.id))?;
+        let event = codec::decode::<StoredEvent>(&stored)?.into_event(
+            &registration.id,
+            registration.incarnation,
+            last_sequence,
+        )?;
         let body = EventBody::of(&event).map_err(|error| StoreError::Corrupted {
             what: error.to_string(),
         })?;
-        fold::terminal_output(registration, &body)
-            .ok_or_else(|| missing("terminal event at the end of the log", &registration.id))
+        let output = fold::terminal_output(registration, &body)
+            .ok_or_else(|| missing("terminal event at the end of the log", &registration.id))?;
+        Ok((output, stored.len()))
     }
 
     fn state(&self, row: Row) -> Result<Option<(StateFacts, StateFront)>, StoreError> {
@@ -468,6 +491,34 @@ impl View {
             .collect()
     }
 
+    /// An epoch of the feed.
+    pub(crate) fn feed_epoch(&self, epoch: u64) -> Result<Option<StoredFeedEpoch>, StoreError> {
+        self.get::<StoredFeedEpoch>(&keys::feed_epoch(epoch))
+    }
+
+    /// The first epoch of the feed after another.
+    pub(crate) fn feed_epoch_after(
+        &self,
+        epoch: u64,
+    ) -> Result<Option<StoredFeedEpoch>, StoreError> {
+        match self.kv.scan(&keys::feed_epochs_after(epoch), 1)?.first() {
+            Some((_, value)) => codec::decode(value).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The newest epoch of the feed, and its number.
+    pub(crate) fn newest_feed_epoch(&self) -> Result<Option<(u64, StoredFeedEpoch)>, StoreError> {
+        let newest = self.kv.scan_back(&keys::feed_epochs_after(0), 1)?;
+        let Some((key, value)) = newest.first() else {
+            return Ok(None);
+        };
+        let Some(number) = keys::number_of(key) else {
+            return Ok(None);
+        };
+        Ok(Some((number, codec::decode(value)?)))
+    }
+
     /// The oldest position from which every deletion is still known, and the newest position.
     pub(crate) fn feed_bounds(&self) -> Result<(u64, u64), StoreError> {
         let floor = self
@@ -482,12 +533,12 @@ impl View {
         Ok((floor, newest.max(floor)))
     }
 
-    /// Tombstones after an incarnation: incarnation and when it was pruned.
+    /// Tombstones after an incarnation: incarnation, when it was pruned, and its id.
     pub(crate) fn tombstones(
         &self,
         after: Incarnation,
         limit: usize,
-    ) -> Result<Vec<(Incarnation, u64)>, StoreError> {
+    ) -> Result<Vec<(Incarnation, u64, String)>, StoreError> {
         let mut range = keys::tombstones();
         range.start = keys::tombstone(Incarnation(after.get().saturating_add(1)));
         self.kv
@@ -498,6 +549,7 @@ impl View {
                 Ok((
                     Incarnation(keys::number_of(&key).unwrap_or(0)),
                     stored.pruned_at_ms,
+                    stored.id,
                 ))
             })
             .collect()

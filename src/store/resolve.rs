@@ -1,21 +1,23 @@
 //! What a write set means in keys: its conditions, checked against the state it commits on, and
 //! its operations. Both stores run this same code, inside their commit.
 
-mod prune;
+pub(crate) mod prune;
 mod wakes;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::codec::stored::{
-    NOTHING, StateFront, StoredChange, StoredEnv, StoredGrant, StoredId, StoredNumber, StoredOwner,
-    StoredReplay, StoredScope, StoredState, StoredTombstone,
+    NOTHING, StateFront, StoredChange, StoredEnv, StoredFeedEpoch, StoredGrant, StoredId,
+    StoredNumber, StoredOwner, StoredReplay, StoredScope, StoredState, StoredTombstone,
 };
 use super::codec::{self, Stored};
 use super::error::StoreError;
 use super::keys::{self, Row};
 use super::kv::{CommitContext, KeyRange, Op, Outcome, Proposal, Reader, Verdict};
+use super::process_store::Alarm;
 use super::write_set::{
     Append, Change, CommitError, CommitResult, Condition, LeaseWrite, Receipt, Refusal, Register,
     WriteSet,
@@ -34,6 +36,7 @@ pub(crate) struct Submission {
     /// The epoch, where only one runtime can have the store open.
     pub(crate) exclusive_epoch: Option<StoreEpoch>,
     pub(crate) verdict: Result<Receipt, Refusal>,
+    pub(crate) alarm: Arc<Alarm>,
     pub(crate) done: Done,
 }
 
@@ -79,6 +82,9 @@ impl Proposal for Submission {
     }
 
     fn done(self: Box<Self>, outcome: Outcome) {
+        if let Outcome::NotWritten(error) | Outcome::Unknown(error) = &outcome {
+            self.alarm.hear(error);
+        }
         let result = match (outcome, self.verdict) {
             (Outcome::Committed { commit }, Ok(mut receipt)) => {
                 receipt.commit = commit;
@@ -247,6 +253,17 @@ impl Resolver<'_, '_> {
                 self.delete(keys::owner(*number));
                 Ok(())
             }
+            Change::BeginFeed { epoch, nonce } => {
+                let key = keys::feed_epoch(epoch.get());
+                if self.raw(&key)?.is_none() {
+                    let begins = StoredFeedEpoch {
+                        first_position: self.cx.next_position,
+                        nonce: *nonce,
+                    };
+                    self.put(key, codec::encode(&begins)?);
+                }
+                Ok(())
+            }
             Change::RecordEffect { key, value } => {
                 self.put(key.clone(), value.clone());
                 Ok(())
@@ -254,8 +271,23 @@ impl Resolver<'_, '_> {
             Change::Prune { row, id, at_ms } => self.prune(*row, id, *at_ms),
             Change::DropTombstone { incarnation } => self.drop_tombstone(*incarnation),
             Change::AckWake { scope, position } => self.ack_wake(scope, *position),
-            Change::RetargetWakes { row, target } => self.retarget_wakes(*row, target.as_ref()),
-            Change::ForgetWakeScope { scope } => self.forget_wake_scope(scope),
+            Change::DropRemains(remains) => self.drop_remains(remains),
+            Change::ForgetEffects {
+                id,
+                incarnation,
+                keys,
+            } => self.forget_effects(id, *incarnation, keys),
+            Change::RetargetWakes {
+                row,
+                from,
+                target,
+                after,
+            } => self.retarget_wakes(*row, from.as_ref(), target.as_ref(), *after),
+            Change::DropWakeTarget { row, scope } => self.leave_wake_target(*row, scope),
+            Change::DiscardWakes {
+                wakes,
+                received_too,
+            } => self.discard_wakes(wakes, *received_too),
         }
     }
 
@@ -443,16 +475,33 @@ impl Resolver<'_, '_> {
         }
     }
 
-    /// The entries of a range as this set's earlier changes leave them.
-    fn scan(&self, range: &KeyRange) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        let stored = self.state.scan(range, usize::MAX)?;
+    /// Entries of a range as this set's earlier changes leave them, at most `limit`, and whether
+    /// there are more: the committer never looks through a range to its end.
+    fn scan_some(
+        &self,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<(Vec<(Bytes, Bytes)>, bool), StoreError> {
+        let mut entries = self.scan(range, limit.saturating_add(1))?;
+        let more = entries.len() > limit;
+        entries.truncate(limit);
+        Ok((entries, more))
+    }
+
+    /// At least the first `limit` entries, if there are so many.
+    fn scan(&self, range: &KeyRange, limit: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         let Some(own) = &self.own else {
-            return Ok(stored);
+            return self.state.scan(range, limit);
         };
-        let mut entries: BTreeMap<Bytes, Bytes> = stored.into_iter().collect();
-        let written = own
+        let written: Vec<_> = own
             .range(range.start.clone()..)
-            .take_while(|(key, _)| range.end.is_empty() || **key < range.end);
+            .take_while(|(key, _)| range.end.is_empty() || **key < range.end)
+            .collect();
+        // As many more as this set may have deleted.
+        let stored = self
+            .state
+            .scan(range, limit.saturating_add(written.len()))?;
+        let mut entries: BTreeMap<Bytes, Bytes> = stored.into_iter().collect();
         for (key, written) in written {
             match written {
                 Some(value) => entries.insert(key.clone(), value.clone()),

@@ -11,7 +11,7 @@ use crate::model::lease::OwnerRecord;
 use crate::model::retention::Tombstone;
 use crate::model::{
     ContentHash, FencingToken, Incarnation, OwnerNumber, ProcessHandleDescriptor,
-    ProcessOriginator, ProcessPruneReport, SessionScope,
+    ProcessOriginator, ProcessPruneReport, SessionScope, StoreEpoch,
 };
 
 /// What must hold when a set is applied. Checked by the committer, in queue order.
@@ -69,6 +69,8 @@ pub(crate) enum Refusal {
     ReplayTaken,
     /// The set it was decided on was refused.
     Predecessor,
+    /// More belongs to it than one commit may touch: some of it is to be dropped first.
+    TooMany,
     /// There is nothing to change.
     NothingToDo,
 }
@@ -164,21 +166,52 @@ pub(crate) enum Change {
     },
     /// An owner that nobody names any more.
     RemoveOwner { number: OwnerNumber },
+    /// The feed of an epoch begins, once.
+    BeginFeed { epoch: StoreEpoch, nonce: u64 },
     /// An effect's recorded outcome.
     RecordEffect { key: Bytes, value: Bytes },
-    /// A process is taken out and a tombstone put in its place.
+    /// A process is taken out and a tombstone put in its place. Of what is keyed by its incarnation,
+    /// where that is much, the rest is named in the receipt and goes with [`Change::DropRemains`].
     Prune { row: Row, id: String, at_ms: u64 },
+    /// Some of what a pruned process left.
+    DropRemains(Box<Remains>),
+    /// Effects that were journaled on an id, as long as it stands for this incarnation.
+    ForgetEffects {
+        id: String,
+        incarnation: Incarnation,
+        keys: Vec<Bytes>,
+    },
     /// A tombstone is forgotten.
     DropTombstone { incarnation: Incarnation },
     /// A wake has been received.
     AckWake { scope: SessionScope, position: u64 },
-    /// The wakes of a process go to another scope, or to nobody; what was pending is discarded.
+    /// The wakes of a process go to another scope than `from`, or to nobody. What is pending for
+    /// that and was made after a position is discarded; what was made before was discarded before.
     RetargetWakes {
         row: Row,
+        from: Option<SessionScope>,
         target: Option<SessionScope>,
+        after: u64,
     },
-    /// A scope's pending wakes and wake targets are discarded.
-    ForgetWakeScope { scope: SessionScope },
+    /// The wakes of a process no longer go to this scope.
+    DropWakeTarget { row: Row, scope: SessionScope },
+    /// Wakes are discarded, each by its process and position, with the keys they used. Of those that
+    /// were received only the key is left, which goes as well if that is said.
+    DiscardWakes {
+        wakes: Vec<(Row, u64)>,
+        received_too: bool,
+    },
+}
+
+/// Some of what a pruned process left, as a view found it: few enough for one commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Remains {
+    pub(crate) row: Row,
+    pub(crate) scopes: Vec<SessionScope>,
+    pub(crate) wakes: Vec<u64>,
+    pub(crate) replays: Vec<Bytes>,
+    /// There was no more. Nothing is added to what is gone.
+    pub(crate) is_all: bool,
 }
 
 /// What an accepted set did beside what it was asked to.
@@ -192,6 +225,8 @@ pub(crate) struct Receipt {
     pub(crate) wakes_discarded: u64,
     /// Scopes that it delivered wakes to.
     pub(crate) woken: Vec<SessionScope>,
+    /// Pruned processes of which something is still to be erased.
+    pub(crate) remains: Vec<Row>,
     /// Scopes that the wakes of a process no longer go to.
     pub(crate) left: Vec<SessionScope>,
 }

@@ -1,17 +1,22 @@
 //! Changes made from the model's decisions. Everything that can be encoded before the commit is
 //! encoded here, on the caller's thread.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use super::codec;
 use super::codec::stored::{StoredEffect, StoredEvent, StoredHead, StoredState};
 use super::error::StoreError;
 use super::keys::{self, Row};
-use super::write_set::{Append, Change, LeaseWrite, Register, ReplayWrite, WakeWrite};
+use super::read::{IdEntry, View};
+use super::write_set::{
+    Append, Change, Condition, LeaseWrite, Register, ReplayWrite, WakeWrite, WriteSet,
+};
 use crate::model::decide::EventDraft;
 use crate::model::record::{ProcessState, Registration};
 use crate::model::{
-    ContentHash, EffectKey, ExecutionScope, OwnerNumber, ProcessStartGrant, decide,
+    ContentHash, EffectKey, ExecutionScope, OwnerNumber, ProcessStartGrant, SessionScope, decide,
 };
 
 impl Row {
@@ -127,6 +132,63 @@ pub(crate) fn release(row: Row, last_sequence: u64) -> Change {
         replays: Vec::new(),
         wakes: Vec::new(),
     }))
+}
+
+/// What a transfer comes to.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    /// Ids that none of the scopes holds.
+    pub(crate) missing: Vec<String>,
+    /// The set that moves the others; `None` where there is nothing to move.
+    pub(crate) set: Option<WriteSet>,
+}
+
+/// The set that moves grants from whichever of these scopes of one session holds each, root first, to
+/// another scope: on the condition that the grants are still there when it commits.
+pub(crate) fn transfer(
+    view: &View,
+    from: &[SessionScope],
+    to: &SessionScope,
+    process_ids: &[String],
+) -> Result<Transfer, StoreError> {
+    let mut seen = HashSet::new();
+    let mut missing = Vec::new();
+    let mut conditions = Vec::new();
+    let mut changes = Vec::new();
+    for id in process_ids.iter().filter(|id| seen.insert(id.as_str())) {
+        let mut held = Vec::new();
+        if let Some(IdEntry::Live(row)) = view.id(id)? {
+            // A frame's own grant goes before its session's.
+            for scope in from.iter().rev() {
+                if let Some(descriptor) = view.grant(scope, row)? {
+                    held.push((row, scope, descriptor));
+                }
+            }
+        }
+        let Some((row, holder, descriptor)) = held.first().cloned() else {
+            missing.push(id.clone());
+            continue;
+        };
+        if holder == to {
+            continue;
+        }
+        let scope = holder.clone();
+        conditions.push(Condition::Granted { row, scope });
+        // G2: a session that holds it in its frame and in its root gives both, or it would still
+        // hold what it gave away.
+        for (_, scope, _) in held.iter().filter(|(_, scope, _)| *scope != to) {
+            let scope = (*scope).clone();
+            changes.push(Change::Revoke { row, scope });
+        }
+        let scope = to.clone();
+        changes.push(Change::Grant {
+            row,
+            scope,
+            descriptor,
+        });
+    }
+    let set = (!changes.is_empty()).then(|| WriteSet::new(conditions, changes));
+    Ok(Transfer { missing, set })
 }
 
 /// An effect's content and outcome, both as canonical JSON.

@@ -23,7 +23,7 @@ fn sequences(found: Option<Vec<Arc<ProcessEvent>>>) -> Option<Vec<u64>> {
 #[test]
 fn a_tail_is_contiguous_and_bounded() {
     let hub = Arc::new(Hub::default());
-    let mut listener = hub.listen(Incarnation(1));
+    let mut listener = hub.read_log(Incarnation(1));
     for sequence in 1..=300 {
         hub.publish(Incarnation(1), &[event(sequence)], false);
     }
@@ -44,6 +44,59 @@ fn a_tail_is_contiguous_and_bounded() {
         None,
         "a gap is never bridged"
     );
+}
+
+/// What a tail holds, in events and bytes.
+fn held(listener: &LogListener) -> (usize, usize) {
+    let tail = listener.channel.tail();
+    (tail.events.len(), tail.bytes)
+}
+
+#[test]
+fn a_tail_holds_no_more_bytes_than_it_may() {
+    let hub = Arc::new(Hub::default());
+    let listener = hub.read_log(Incarnation(1));
+    let quarter = TAIL_BYTES_MAX / 4;
+    for sequence in 1..=100 {
+        hub.publish(Incarnation(1), &[(event(sequence).0, quarter)], false);
+        let (events, bytes) = held(&listener);
+        assert_eq!(bytes, events * quarter);
+        assert!(bytes <= TAIL_BYTES_MAX, "{bytes}");
+    }
+    assert_eq!(held(&listener), (4, TAIL_BYTES_MAX));
+    assert_eq!(
+        sequences(listener.tail_after(96, 9)),
+        Some(vec![97, 98, 99, 100])
+    );
+    // One that is larger than all that may be kept is not kept either.
+    hub.publish(Incarnation(1), &[(event(101).0, TAIL_BYTES_MAX + 1)], false);
+    assert_eq!(held(&listener), (0, 0));
+    hub.publish(Incarnation(1), &[event(102)], false);
+    assert_eq!(sequences(listener.tail_after(100, 9)), None);
+    assert_eq!(sequences(listener.tail_after(101, 9)), Some(vec![102]));
+}
+
+#[test]
+fn whoever_only_waits_for_the_end_keeps_no_events() {
+    let hub = Arc::new(Hub::default());
+    let mut awaiting = hub.listen(Incarnation(1));
+    hub.publish(Incarnation(1), &[event(1)], false);
+    assert_eq!(awaiting.seen().last_sequence, 1, "told all the same");
+    assert_eq!(held(&awaiting), (0, 0));
+    let reading = hub.read_log(Incarnation(1));
+    let second = hub.read_log(Incarnation(1));
+    hub.publish(Incarnation(1), &[event(2)], false);
+    drop(reading);
+    assert_eq!(held(&awaiting), (1, 4));
+    assert_eq!(sequences(second.tail_after(1, 9)), Some(vec![2]));
+    drop(second);
+    assert_eq!(held(&awaiting), (0, 0));
+    // A gap while nobody read is not bridged.
+    hub.publish(Incarnation(1), &[event(3)], false);
+    let reading = hub.read_log(Incarnation(1));
+    hub.publish(Incarnation(1), &[event(4)], false);
+    assert_eq!(sequences(reading.tail_after(2, 9)), None);
+    assert_eq!(sequences(reading.tail_after(3, 9)), Some(vec![4]));
 }
 
 #[test]
@@ -133,7 +186,7 @@ fn w2_a_listener_is_not_lost_to_one_that_leaves() {
 #[test]
 fn a_cursor_at_the_end_of_all_numbers_is_no_overflow() {
     let hub = Arc::new(Hub::default());
-    let listener = hub.listen(Incarnation(1));
+    let listener = hub.read_log(Incarnation(1));
     hub.publish(Incarnation(1), &[event(1)], false);
     assert_eq!(sequences(listener.tail_after(u64::MAX, 9)), None);
 }

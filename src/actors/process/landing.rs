@@ -35,7 +35,7 @@ impl Process {
                 break;
             };
             match result {
-                Ok(receipt) => self.landed(flight, &receipt.woken),
+                Ok(_) => self.landed(flight),
                 Err(error) => self.refused(flight, error),
             }
         }
@@ -47,7 +47,7 @@ impl Process {
         }
     }
 
-    pub(super) fn landed(&mut self, flight: Flight, woken: &[SessionScope]) {
+    pub(super) fn landed(&mut self, flight: Flight) {
         let Flight {
             work,
             events,
@@ -69,9 +69,6 @@ impl Process {
         self.shared
             .hub
             .publish(self.registration.incarnation, &events, ended);
-        for scope in woken {
-            self.shared.hub.scope_changed(scope);
-        }
         let answer = match (&work.command, events.last()) {
             (Command::Append { .. }, Some((event, _))) => Answer::Event(Arc::clone(event)),
             (_, _) => Answer::Status(Arc::clone(&self.durable.status)),

@@ -227,6 +227,11 @@ impl Process {
         self.shared.store.commit(
             set,
             Box::new(move |result| {
+                // Here and not by the actor, which may be gone: a session that waits for a wake hears
+                // of it all the same.
+                for scope in result.iter().flat_map(|receipt| &receipt.woken) {
+                    shared.hub.scope_changed(scope);
+                }
                 let message = ProcessMsg::Committed {
                     flight: number,
                     result,

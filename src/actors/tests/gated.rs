@@ -55,6 +55,12 @@ impl Gated {
         }
     }
 
+    /// Lets one of them go before others.
+    fn pass_at(&self, index: usize) {
+        let held = self.held.lock().unwrap().proposals.remove(index);
+        self.kv.submit(held.unwrap());
+    }
+
     pub(super) fn open_gate(&self) {
         loop {
             let mut held = self.held.lock().unwrap();
@@ -425,4 +431,89 @@ async fn a_shutdown_with_commands_in_flight_answers_them() {
     }
     within(shutting).await.unwrap().unwrap();
     assert_eq!(note(&shared, "p", 1).await, Err(Error::ShuttingDown));
+}
+
+/// The heartbeat that is on its way while the clock stands still: no other one follows it.
+async fn hold_heartbeat(gated: &Gated) {
+    gated.shut();
+    until(|| gated.count() == 1).await;
+}
+
+#[tokio::test]
+async fn a_wake_is_announced_although_its_actor_is_gone() {
+    let (runtime, gated, _) = open(idle).await;
+    let shared = Arc::clone(&runtime.shared);
+    let target = SessionScope::new("s");
+    let wake = WakeSemantics::new(Selector::constant("hi"));
+    let request = request("p", RecoveryDisposition::ExternallyOwned)
+        .with_event_type(ProcessEventType::new("ping").with_wake(wake))
+        .with_wake_target(Some(target.clone()));
+    shared.start(request, StartAs::default()).await.unwrap();
+    note(&shared, "p", 0).await.unwrap();
+    let waiting = {
+        let (shared, target) = (Arc::clone(&shared), target.clone());
+        tokio::spawn(async move { shared.next_wakes(&target, 0).await })
+    };
+    hold_heartbeat(&gated).await;
+    let sending = {
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let ping = ProcessEventAppendRequest::new("ping", "hi");
+            shared
+                .append("p", prepare_event("p", ping).unwrap(), None)
+                .await
+        })
+    };
+    until(|| gated.count() == 2).await;
+    tell(&shared, "p", ProcessMsg::Panic);
+    let sent = within(sending).await.unwrap();
+    assert!(matches!(sent, Err(Error::CommitUnknown { .. })), "{sent:?}");
+    assert!(!waiting.is_finished());
+    gated.open_gate();
+    let wakes = within(waiting).await.unwrap().unwrap();
+    assert_eq!(wakes.len(), 1);
+    shut(&runtime).await;
+}
+
+/// Whoever is overtaken each time is told that, and not that there is nothing to give.
+#[tokio::test]
+async fn a_transfer_that_is_always_overtaken_says_so() {
+    let (runtime, gated, _) = open(idle).await;
+    let shared = Arc::clone(&runtime.shared);
+    let (from, to) = (SessionScope::new("from"), SessionScope::new("to"));
+    start(&shared, "p", RecoveryDisposition::ExternallyOwned).await;
+    let descriptor = ProcessHandleDescriptor::default();
+    shared.grant(&from, "p", descriptor.clone()).await.unwrap();
+    hold_heartbeat(&gated).await;
+    let transferring = {
+        let (shared, from) = (Arc::clone(&shared), from.clone());
+        tokio::spawn(async move { shared.transfer(&from, &to, &["p".to_owned()]).await })
+    };
+    for _ in 0..=16 {
+        until(|| gated.count() == 2).await;
+        let revoking = {
+            let (shared, from) = (Arc::clone(&shared), from.clone());
+            tokio::spawn(async move { shared.revoke(&from, "p").await })
+        };
+        until(|| gated.count() == 3).await;
+        gated.pass_at(2);
+        within(revoking).await.unwrap().unwrap();
+        let granting = {
+            let (shared, from, descriptor) =
+                (Arc::clone(&shared), from.clone(), descriptor.clone());
+            tokio::spawn(async move { shared.grant(&from, "p", descriptor).await })
+        };
+        until(|| gated.count() == 3).await;
+        // Revoked, refused, granted: the next look finds it possible again.
+        gated.pass_at(1);
+        gated.pass_at(1);
+        within(granting).await.unwrap().unwrap();
+    }
+    let overtaken = within(transferring).await.unwrap();
+    assert!(
+        matches!(overtaken, Err(Error::Overloaded { limit: 16, .. })),
+        "{overtaken:?}"
+    );
+    gated.open_gate();
+    shut(&runtime).await;
 }

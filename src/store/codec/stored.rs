@@ -273,6 +273,16 @@ impl StoredTombstone {
     }
 }
 
+/// Where in the change feed an open of the store began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct StoredFeedEpoch {
+    /// No position below it was taken in this epoch, and none from it on before.
+    pub(crate) first_position: u64,
+    /// Tells it from the epoch of the same number of a copy.
+    pub(crate) nonce: u64,
+}
+stored!(StoredFeedEpoch, 0x18, 1, "epoch of the feed");
+
 /// A bare number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct StoredNumber(pub(crate) u64);

@@ -56,6 +56,8 @@ pub(crate) enum Parsed {
     Tombstone(Incarnation),
     FeedFloor,
     EnvUsers(ContentHash),
+    Remains(Incarnation),
+    FeedEpoch(u64),
 }
 
 /// Takes a key apart; `None` if its kind is unknown or it is not laid out as its kind is.
@@ -112,6 +114,8 @@ pub(crate) fn parse(key: &[u8]) -> Option<Parsed> {
         kind::TOMBSTONE => Parsed::Tombstone(Incarnation(parts.number()?)),
         kind::FEED_FLOOR => Parsed::FeedFloor,
         kind::ENV_USERS => Parsed::EnvUsers(parts.hash()?),
+        kind::REMAINS => Parsed::Remains(Incarnation(parts.number()?)),
+        kind::FEED_EPOCH => Parsed::FeedEpoch(parts.number()?),
         _ => return None,
     };
     parts.0.is_empty().then_some(parsed)
@@ -284,6 +288,8 @@ mod tests {
             ),
             (feed_floor(), Parsed::FeedFloor),
             (env_users(&env), Parsed::EnvUsers(env)),
+            (remains(ROW.incarnation), Parsed::Remains(ROW.incarnation)),
+            (feed_epoch(4), Parsed::FeedEpoch(4)),
         ]
     }
 
@@ -307,7 +313,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_none() {
-        for kind in (0x17..=u8::MAX).chain([0]) {
+        for kind in (0x19..=u8::MAX).chain([0]) {
             assert_eq!(parse(&[kind]), None);
         }
     }

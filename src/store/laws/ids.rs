@@ -193,6 +193,8 @@ fn p4_nothing_is_written_about_what_is_gone(ground: &Ground) {
             descriptor: ProcessHandleDescriptor::default(),
         },
         Change::RetargetWakes {
+            from: None,
+            after: 0,
             row,
             target: Some(scope),
         },

@@ -111,6 +111,89 @@ fn each_index_lists_its_own_and_nothing_else(ground: &Ground) {
     host.store.close().unwrap();
 }
 
+/// The incarnation in a cursor, and in what a filter admits.
+fn a_list_of_children_stays_with_the_parent_that_it_began_with(ground: &Ground) {
+    let host = ground.open();
+    let mut first = host.start(request("p"));
+    for id in ["a", "b", "c"] {
+        host.start_child(id, &first);
+    }
+    let other = host.start(request("other"));
+    host.start_child("of other", &other);
+    let of = |parent: &str| {
+        let mut filter = any();
+        filter.parent = Some(parent.into());
+        filter
+    };
+    let page = |base: Option<Index>, filter: &ProcessListFilter, cursor: Option<&PageCursor>| {
+        let view = host.view();
+        let page = view.list_page(base, filter, cursor, 1).unwrap();
+        let ids: Vec<_> = page.items.into_iter().map(|it| it.process_id).collect();
+        (ids, page.next)
+    };
+    let bases = || [None, Some(Index::Created)];
+    let cursors = bases().map(|base| {
+        let (ids, next) = page(base, &of("p"), None);
+        assert_eq!(ids, ["a"]);
+        next.unwrap()
+    });
+    // Pruned, it still is what its id stands for; started again, it is not.
+    host.finish(&mut first);
+    host.prune(&first);
+    assert_eq!(page(None, &of("p"), None).0, ["a"]);
+    let second = host.start(request("p").with_priority(1));
+    host.start_child("d", &second);
+    for (base, mut cursor) in bases().into_iter().zip(cursors) {
+        for expected in ["b", "c"] {
+            let (ids, next) = page(base.clone(), &of("p"), Some(&cursor));
+            assert_eq!(ids, [expected]);
+            cursor = next.unwrap();
+        }
+        assert_eq!(page(base.clone(), &of("p"), Some(&cursor)), (vec![], None));
+        let listed = host.view().list(base.as_ref(), &of("p")).unwrap();
+        let ids: Vec<_> = listed.iter().map(|it| it.process_id.as_str()).collect();
+        assert_eq!(ids, ["d"], "those of the newest alone");
+    }
+    assert_eq!(page(None, &of("nobody"), None), (vec![], None));
+    // A cursor belongs to its list.
+    let (_, of_other) = page(None, &of("other"), None);
+    let (_, of_all) = page(None, &any(), None);
+    let (_, of_p) = page(None, &of("p"), None);
+    for (filter, cursor) in [
+        (of("p"), of_all.clone().unwrap()),
+        (any(), of_p.unwrap()),
+        (of("p"), PageCursor(format!("{}-x", of_all.unwrap().0))),
+    ] {
+        let view = host.view();
+        let refused = view.list_page(None, &filter, Some(&cursor), 1);
+        assert!(matches!(refused, Err(QueryError::Cursor)), "{cursor:?}");
+    }
+    assert_eq!(page(None, &of("p"), of_other.as_ref()), (vec![], None));
+    host.store.close().unwrap();
+}
+
+/// The room that all processes of a snapshot share.
+fn a_snapshot_shows_no_more_events_than_it_may(ground: &Ground) {
+    let host = ground.open();
+    let text = "x".repeat(900_000);
+    for n in 0..7 {
+        let mut process = host.start(rich_request(&format!("p{n}")));
+        for _ in 0..4 {
+            host.emit(&mut process, "note", json!({ "text": text }));
+        }
+    }
+    let snapshot = host.view().snapshot("holder").unwrap();
+    let shown: Vec<_> = snapshot.items.iter().map(|it| it.events.len()).collect();
+    // 18 of them fit into 16 MiB, and the newest change comes first. The one that goes over it is
+    // shown whole, and is the last.
+    assert_eq!(snapshot.visible_process_ids[0], "p6");
+    assert_eq!(shown, [4, 4, 4, 4, 2, 1, 0]);
+    let last = &snapshot.items[4].events;
+    let sequences: Vec<_> = last.iter().map(|event| event.sequence).collect();
+    assert_eq!(sequences, [3, 4], "the newest of them");
+    host.store.close().unwrap();
+}
+
 /// `last_events` where the events are larger than one read of a log.
 fn a_snapshot_shows_the_newest_events_however_large_they_are(ground: &Ground) {
     let host = ground.open();
@@ -153,6 +236,8 @@ fn a_snapshot_shows_the_last_events_newest_change_first(ground: &Ground) {
 held_by_both!(
     pages_stay_in_step_while_processes_come_and_go,
     a_cursor_of_another_list_is_refused,
+    a_list_of_children_stays_with_the_parent_that_it_began_with,
+    a_snapshot_shows_no_more_events_than_it_may,
     each_index_lists_its_own_and_nothing_else,
     a_snapshot_shows_the_newest_events_however_large_they_are,
     a_snapshot_shows_the_last_events_newest_change_first,

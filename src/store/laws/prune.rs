@@ -318,7 +318,143 @@ fn a_prune_sees_what_its_own_set_changed(ground: &Ground) {
     host.store.close().unwrap();
 }
 
+/// `drop_some`, `drop_remains` and what hides what they left.
+fn r2_what_is_too_much_for_one_commit_is_gone_at_once_and_erased_behind_it(ground: &Ground) {
+    let host = ground.open();
+    let target = session("target");
+    let mut other = host.start(request("other").with_wake_target(Some(target.clone())));
+    let before = host.keys();
+    let mut process = host.start(request("p").with_wake_target(Some(target.clone())));
+    let (row, incarnation) = (process.row(), process.registration.incarnation);
+    for n in 0..1_100 {
+        let (event, payload) = match n % 2 {
+            0 => ("ask", json!({ "text": "?", "key": format!("k-{n}") })),
+            _ => ("ping", json!({ "text": "!" })),
+        };
+        let command = process.event(event, payload, Some(&format!("r-{n}")), None);
+        host.step(&mut process, command, Facts::default());
+    }
+    for position in host.view().wakes(&target, 10).unwrap() {
+        let (scope, position) = (target.clone(), position.position);
+        host.ok(vec![], vec![Change::AckWake { scope, position }]);
+    }
+    host.finish(&mut process);
+    let (whole, logs) = host.dump();
+    let log = logs.iter().filter(|(of, ..)| *of == incarnation.get());
+    let log_bytes: u64 = log.map(|(.., value)| value.len() as u64).sum();
+    let beyond = bytes_beyond(&whole, &before);
+
+    let receipt = host.prune(&process);
+    assert_eq!(receipt.remains, [row]);
+    let mut report = receipt.pruned;
+    let left = |host: &Host, kind: u8| host.keys().keys().filter(|key| key[0] == kind).count();
+    assert_eq!(
+        (left(&host, kind::WAKE_OF), left(&host, kind::REPLAY)),
+        (595, 600)
+    );
+    // Gone in that commit, for all that can be seen of it.
+    assert_eq!(host.view().wakes(&target, 9).unwrap(), []);
+    assert!(host.view().process("p").unwrap().is_none());
+    host.assert_clean();
+    // A key that it used is free, and stays with whoever took it.
+    let key = json!({ "text": "mine", "key": "k-1098" });
+    assert_eq!(host.emit(&mut other, "ask", key).woken, [target.clone()]);
+    assert_eq!(host.view().wakes(&target, 9).unwrap().len(), 1);
+    host.assert_clean();
+
+    // R4: from any point on, by whoever comes first, and each counts what it erased.
+    let mut slices = 0;
+    while let Some(found) = host
+        .view()
+        .unerased(Incarnation::default(), 9)
+        .unwrap()
+        .first()
+    {
+        assert_eq!(*found, row);
+        let remains = host.view().remains(row).unwrap();
+        let erase = || vec![Change::DropRemains(Box::new(remains.clone()))];
+        report.add(host.ok(vec![], erase()).pruned);
+        if remains.is_all {
+            assert_eq!(host.refused(vec![], erase()), Refusal::NothingToDo);
+        } else {
+            host.assert_clean();
+        }
+        slices += 1;
+    }
+    assert_eq!(slices, 2);
+    // The key that another took meanwhile went with it, and its note came and went beside.
+    let taken = whole.iter().find(|(key, _)| {
+        key[0] == kind::WAKE_DEDUPE && host.keys().contains_key(*key) && !before.contains_key(*key)
+    });
+    let (key, value) = taken.unwrap();
+    assert_eq!(
+        report,
+        ProcessPruneReport {
+            pruned_processes: 1,
+            pruned_events: 1_101,
+            grants: 0,
+            leases: 0,
+            wakes: 1_090,
+            bytes: beyond + log_bytes - (key.len() + value.len()) as u64,
+        }
+    );
+    let kinds: Vec<u8> = host
+        .keys()
+        .keys()
+        .filter(|key| !before.contains_key(*key))
+        .map(|key| key[0])
+        .collect();
+    let of_both = [
+        kind::ID,
+        kind::FEED,
+        kind::FEED,
+        kind::WAKE,
+        kind::WAKE_DEDUPE,
+    ];
+    assert_eq!(
+        kinds,
+        [&of_both[..], &[kind::WAKE_OF, kind::TOMBSTONE]].concat()
+    );
+    assert_eq!(host.view().wakes(&target, 9).unwrap().len(), 1);
+    host.assert_clean();
+    host.store.close().unwrap();
+}
+
+/// The bound in `drop_effects`, and whose effects `forget_effects` forgets.
+fn r2_effects_that_are_too_many_go_before_their_process(ground: &Ground) {
+    let host = ground.open();
+    let mut process = host.start(request("p"));
+    host.finish(&mut process);
+    let cancel = EffectKey::Cancel {
+        process_id: "p".into(),
+    };
+    let record = |turn: usize| {
+        let scope = ExecutionScope::turn("s", turn.to_string());
+        writes::record_effect(&scope, &cancel, b"1".to_vec(), b"2".to_vec()).unwrap()
+    };
+    host.ok(vec![], (0..1_001).map(record).collect());
+    let refused = host.refused(vec![], vec![host.pruned(&process)]);
+    assert_eq!(refused, Refusal::TooMany);
+    let keys = host.view().effects_on("p", 600).unwrap();
+    let forget = |incarnation| Change::ForgetEffects {
+        id: "p".into(),
+        incarnation,
+        keys: keys.clone(),
+    };
+    let incarnation = process.registration.incarnation;
+    let of_another = forget(Incarnation(incarnation.get() + 1));
+    assert_eq!(host.refused(vec![], vec![of_another]), Refusal::Gone);
+    let bytes = host.ok(vec![], vec![forget(incarnation)]).pruned.bytes;
+    assert!(bytes > 0);
+    host.prune(&process);
+    assert_eq!(host.view().effects_on("p", 9).unwrap(), Vec::<Bytes>::new());
+    host.assert_clean();
+    host.store.close().unwrap();
+}
+
 held_by_both!(
+    r2_what_is_too_much_for_one_commit_is_gone_at_once_and_erased_behind_it,
+    r2_effects_that_are_too_many_go_before_their_process,
     r2_a_prune_leaves_the_id_the_tombstone_and_the_deletion_and_counts_all_else,
     r1_what_runs_is_never_pruned,
     an_environment_stays_as_long_as_somebody_uses_it,

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::model::decide::Facts;
 use crate::model::*;
 use crate::store::keys::kind;
+use crate::store::read::{OfSession, SessionEdge};
 use crate::store::testing::*;
 use crate::store::write_set::{Change, Refusal};
 
@@ -28,11 +29,34 @@ fn ack(host: &Host, scope: &SessionScope, number: usize) {
     host.ok(vec![], vec![Change::AckWake { scope, position }]);
 }
 
-fn retarget(process: &Proc, to: Option<&SessionScope>) -> Change {
+fn retarget(host: &Host, process: &Proc, to: Option<&SessionScope>) -> Change {
     Change::RetargetWakes {
         row: process.row(),
+        from: host.view().wake_target(process.row()).unwrap(),
         target: to.cloned(),
+        after: 0,
     }
+}
+
+/// What a session has of one kind.
+fn edges(host: &Host, session: &str, edge: SessionEdge) -> Vec<OfSession> {
+    let view = host.view();
+    let all = view.of_session(session, edge, None, 99).unwrap();
+    // The same in pages.
+    let (mut paged, mut after) = (Vec::new(), None);
+    loop {
+        let page = view.of_session(session, edge, after.as_deref(), 1).unwrap();
+        let Some(one) = page.into_iter().next() else {
+            break;
+        };
+        after = Some(one.key.clone());
+        paged.push(one.key);
+    }
+    assert_eq!(
+        paged,
+        all.iter().map(|it| it.key.clone()).collect::<Vec<_>>()
+    );
+    all
 }
 
 fn started(host: &Host, id: &str) -> Proc {
@@ -85,7 +109,7 @@ fn a_key_wakes_a_scope_once_whoever_uses_it(ground: &Ground) {
         vec![other.clone()]
     );
     assert_eq!(pending(&host, &other), ["ask a"]);
-    assert_eq!(host.view().wakes_of_session("target").unwrap().len(), 2);
+    assert_eq!(edges(&host, "target", SessionEdge::Wake).len(), 2);
     // The key goes with the process that used it.
     host.finish(&mut one);
     host.prune(&one);
@@ -145,7 +169,7 @@ fn a_new_target_discards_what_the_old_one_has_not_received(ground: &Ground) {
     host.emit(&mut two, "ping", json!({ "text": "of two" }));
     ack(&host, &target(), 0);
     let other = session("other");
-    let receipt = host.ok(vec![], vec![retarget(&one, Some(&other))]);
+    let receipt = host.ok(vec![], vec![retarget(&host, &one, Some(&other))]);
     assert_eq!(receipt.wakes_discarded, 2);
     assert_eq!(pending(&host, &target()), ["of two"]);
     assert_eq!(
@@ -159,15 +183,15 @@ fn a_new_target_discards_what_the_old_one_has_not_received(ground: &Ground) {
     assert_eq!(watched(&host, "target"), [two.row()]);
     assert_eq!(watched(&host, "other"), [one.row()]);
     host.assert_clean();
-    let same = retarget(&one, Some(&other));
+    let same = retarget(&host, &one, Some(&other));
     assert_eq!(host.refused(vec![], vec![same]), Refusal::NothingToDo);
     host.emit(&mut one, "ask", ask("received"));
     assert_eq!(pending(&host, &other), ["ask received"]);
     // Back again: what it had received it has had; what was discarded it has not.
-    host.ok(vec![], vec![retarget(&one, Some(&target()))]);
+    host.ok(vec![], vec![retarget(&host, &one, Some(&target()))]);
     assert_eq!(host.emit(&mut one, "ask", ask("received")).woken, []);
     assert_eq!(host.emit(&mut one, "ask", ask("pending")).woken, [target()]);
-    let receipt = host.ok(vec![], vec![retarget(&one, None)]);
+    let receipt = host.ok(vec![], vec![retarget(&host, &one, None)]);
     assert_eq!(receipt.wakes_discarded, 1);
     assert_eq!(host.view().wake_target(one.row()).unwrap(), None);
     assert_eq!(host.emit(&mut one, "ask", ask("nobody")).woken, []);
@@ -183,7 +207,7 @@ fn a_new_target_discards_what_the_same_set_delivered(ground: &Ground) {
     let asks = process.decide(&host, command, Facts::default());
     let receipt = host.ok(
         vec![],
-        vec![asks, retarget(&process, Some(&session("other")))],
+        vec![asks, retarget(&host, &process, Some(&session("other")))],
     );
     assert_eq!(receipt.wakes_discarded, 1);
     assert_eq!(pending(&host, &target()), Vec::<String>::new());
@@ -191,29 +215,115 @@ fn a_new_target_discards_what_the_same_set_delivered(ground: &Ground) {
     host.store.close().unwrap();
 }
 
-/// `forget_wake_scope`.
+/// `from` and `after` in `retarget_wakes`.
+fn a_new_target_rests_on_what_was_looked_at(ground: &Ground) {
+    let host = ground.open();
+    let mut process = started(&host, "p");
+    for n in 0..3 {
+        host.emit(&mut process, "ping", json!({ "text": format!("{n}") }));
+    }
+    let made = host.view().wakes_made(process.row(), 0, 9).unwrap();
+    let second = made[1].0;
+    assert_eq!(
+        host.view().wakes_made(process.row(), second, 9).unwrap(),
+        made[2..]
+    );
+    let stale = Change::RetargetWakes {
+        row: process.row(),
+        from: Some(session("somebody else")),
+        target: None,
+        after: 0,
+    };
+    assert_eq!(host.refused(vec![], vec![stale]), Refusal::Moved);
+    let rest = Change::RetargetWakes {
+        row: process.row(),
+        from: Some(target()),
+        target: None,
+        after: second,
+    };
+    // What was made before that is somebody else's to discard.
+    assert_eq!(host.ok(vec![], vec![rest]).wakes_discarded, 1);
+    assert_eq!(pending(&host, &target()), ["0", "1"]);
+    let rest = |received_too| Change::DiscardWakes {
+        wakes: made
+            .iter()
+            .map(|(position, _)| (process.row(), *position))
+            .collect(),
+        received_too,
+    };
+    assert_eq!(host.ok(vec![], vec![rest(false)]).wakes_discarded, 2);
+    assert_eq!(host.refused(vec![], vec![rest(true)]), Refusal::NothingToDo);
+    host.assert_clean();
+    host.store.close().unwrap();
+}
+
+/// The bound in `discard_pending`.
+fn a_new_target_never_looks_through_more_wakes_than_it_may(ground: &Ground) {
+    let host = ground.open();
+    let mut process = started(&host, "p");
+    for _ in 0..2_001 {
+        host.emit(&mut process, "ping", json!({ "text": "!" }));
+    }
+    let away = retarget(&host, &process, None);
+    assert_eq!(host.refused(vec![], vec![away]), Refusal::TooMany);
+    let first = host.view().wakes_made(process.row(), 0, 1).unwrap()[0].0;
+    let slice = Change::DiscardWakes {
+        wakes: vec![(process.row(), first)],
+        received_too: false,
+    };
+    assert_eq!(host.ok(vec![], vec![slice]).wakes_discarded, 1);
+    let away = retarget(&host, &process, None);
+    assert_eq!(host.ok(vec![], vec![away]).wakes_discarded, 2_000);
+    host.store.close().unwrap();
+}
+
+/// What a deletion of a session is made of.
 fn g4_a_session_that_goes_takes_its_wakes_and_targets_and_no_event(ground: &Ground) {
     let host = ground.open();
     let (mut one, mut two) = (started(&host, "one"), started(&host, "two"));
-    let frame = target().with_frame("f");
-    host.ok(vec![], vec![retarget(&two, Some(&frame))]);
+    let frame = session("other").with_frame("f");
+    host.ok(vec![], vec![retarget(&host, &two, Some(&frame))]);
     host.emit(&mut one, "ask", ask("received"));
     ack(&host, &target(), 0);
     host.emit(&mut one, "ask", ask("a"));
     host.emit(&mut two, "ask", ask("a"));
     let (_, logs) = host.dump();
-    let scope = target();
-    let receipt = host.ok(vec![], vec![Change::ForgetWakeScope { scope }]);
-    assert_eq!(receipt.wakes_discarded, 1);
-    assert_eq!(host.dump().1, logs);
+    let targets = edges(&host, "target", SessionEdge::Target);
+    let leaves = targets.iter().map(|it| Change::DropWakeTarget {
+        row: it.row,
+        scope: it.scope.clone(),
+    });
+    host.ok(vec![], leaves.collect());
     assert_eq!(host.view().wake_target(one.row()).unwrap(), None);
+    assert_eq!(
+        host.view().wake_target(two.row()).unwrap(),
+        Some(frame.clone())
+    );
+    let discard = |edge| Change::DiscardWakes {
+        wakes: edges(&host, "target", edge)
+            .iter()
+            .map(|it| (it.row, it.position))
+            .collect(),
+        received_too: true,
+    };
+    let receipt = host.ok(vec![], vec![discard(SessionEdge::Wake)]);
+    assert_eq!(receipt.wakes_discarded, 1);
     assert_eq!(pending(&host, &target()), Vec::<String>::new());
+    // The key of what was received goes too: whoever has that id next has not had it.
+    assert_eq!(edges(&host, "target", SessionEdge::WakeKey).len(), 1);
+    let receipt = host.ok(vec![], vec![discard(SessionEdge::WakeKey)]);
+    assert_eq!(receipt.wakes_discarded, 0);
+    for edge in [SessionEdge::Target, SessionEdge::Wake, SessionEdge::WakeKey] {
+        assert!(edges(&host, "target", edge).is_empty());
+    }
+    assert_eq!(host.dump().1, logs);
     assert_eq!(pending(&host, &frame), ["ask a"], "another scope");
     host.assert_clean();
     assert_eq!(host.emit(&mut one, "ask", ask("b")).woken, []);
-    let scope = target();
-    let again = host.refused(vec![], vec![Change::ForgetWakeScope { scope }]);
-    assert_eq!(again, Refusal::NothingToDo);
+    host.ok(vec![], vec![retarget(&host, &one, Some(&target()))]);
+    let again = host.emit(&mut one, "ask", ask("received"));
+    assert_eq!(again.woken, [target()]);
+    host.assert_clean();
     host.store.close().unwrap();
 }
 
@@ -224,5 +334,7 @@ held_by_both!(
     without_a_target_the_event_is_logged_and_nobody_woken,
     a_new_target_discards_what_the_old_one_has_not_received,
     a_new_target_discards_what_the_same_set_delivered,
+    a_new_target_rests_on_what_was_looked_at,
+    a_new_target_never_looks_through_more_wakes_than_it_may,
     g4_a_session_that_goes_takes_its_wakes_and_targets_and_no_event,
 );

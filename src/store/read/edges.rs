@@ -1,6 +1,10 @@
 //! Grants, wake targets and wakes: what stands between sessions and processes.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use super::*;
+use crate::store::codec::stored::{StoredDedupe, StoredWakeOf};
 
 impl View {
     /// What a grant says, where the scope holds one.
@@ -21,6 +25,11 @@ impl View {
             .iter()
             .filter_map(|(key, _)| keys::scope_of(key))
             .collect())
+    }
+
+    /// Whether any scope holds a grant on a process.
+    pub(crate) fn is_granted(&self, row: Row) -> Result<bool, StoreError> {
+        Ok(!self.kv.scan(&keys::scopes_granted(row), 1)?.is_empty())
     }
 
     /// Every grant of a session, its frames included.
@@ -74,44 +83,143 @@ impl View {
     }
 
     /// Pending wakes of a scope, in order.
+    #[cfg(test)]
     pub(crate) fn wakes(
         &self,
         scope: &SessionScope,
         limit: usize,
     ) -> Result<Vec<PendingWake>, StoreError> {
-        self.pending_wakes(&keys::wakes_of_scope(scope), limit)
+        self.wakes_after(scope, 0, limit)
     }
 
-    /// Pending wakes of a session, its frames included.
-    pub(crate) fn wakes_of_session(
+    /// The same after a position. Those of processes that were pruned are not shown, erased or not.
+    pub(crate) fn wakes_after(
         &self,
-        session_id: &str,
-    ) -> Result<Vec<PendingWake>, StoreError> {
-        self.pending_wakes(&keys::wakes_of_session(session_id), usize::MAX)
-    }
-
-    fn pending_wakes(
-        &self,
-        range: &KeyRange,
+        scope: &SessionScope,
+        after: u64,
         limit: usize,
     ) -> Result<Vec<PendingWake>, StoreError> {
-        self.kv
-            .scan(range, limit)?
-            .into_iter()
-            .filter_map(|(key, value)| Some((keys::scope_of(&key)?, keys::number_of(&key)?, value)))
-            .map(|(scope, position, value)| {
+        let mut range = keys::wakes_of_scope_after(scope, after);
+        let mut found = Vec::new();
+        let mut there = HashMap::new();
+        loop {
+            let wanted = limit - found.len();
+            let entries = self.kv.scan(&range, wanted)?;
+            let exhausted = entries.len() < wanted;
+            if let Some((last, _)) = entries.last() {
+                range.start = Bytes::from([&last[..], &[0]].concat());
+            }
+            for (key, value) in entries {
                 let stored = codec::decode::<StoredWake>(&value)?;
-                Ok(PendingWake {
-                    scope,
+                let row = Row::from(stored.row);
+                let is_there = match there.entry(row) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(new) => *new.insert(self.kv.get(&keys::state(row))?.is_some()),
+                };
+                if is_there {
+                    found.push(PendingWake {
+                        scope: scope.clone(),
+                        position: keys::number_of(&key).unwrap_or(0),
+                        process_id: stored.process_id,
+                        incarnation: row.incarnation,
+                        sequence: stored.sequence,
+                        event_type: stored.event_type,
+                        text: stored.text,
+                        created_at_ms: stored.created_at_ms,
+                    });
+                }
+            }
+            if exhausted || found.len() >= limit {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Wakes that a process made after a position, received ones with a key included: where each is,
+    /// and for whom it was.
+    pub(crate) fn wakes_made(
+        &self,
+        row: Row,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, SessionScope)>, StoreError> {
+        self.kv
+            .scan(&keys::wakes_of_process_after(row, after), limit)?
+            .into_iter()
+            .filter_map(|(key, value)| Some((keys::number_of(&key)?, value)))
+            .map(|(position, value)| {
+                let back = codec::decode::<StoredWakeOf>(&value)?;
+                Ok((position, back.scope.into()))
+            })
+            .collect()
+    }
+
+    /// What a session has, of one kind, its frames included: after a key, and in bounded pages.
+    pub(crate) fn of_session(
+        &self,
+        session_id: &str,
+        kind: SessionEdge,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<OfSession>, StoreError> {
+        let mut range = match kind {
+            SessionEdge::Target => keys::watched_by_session(session_id),
+            SessionEdge::Wake => keys::wakes_of_session(session_id),
+            SessionEdge::WakeKey => keys::wake_dedupes_of_session(session_id),
+            SessionEdge::Grant => keys::grants_of_session(session_id),
+        };
+        if let Some(after) = after {
+            range.start = Bytes::from([after, &[0]].concat());
+        }
+        self.kv
+            .scan(&range, limit)?
+            .into_iter()
+            .map(|(key, value)| {
+                let of = match kind {
+                    SessionEdge::Target | SessionEdge::Grant => keys::row_of(&key).zip(Some(0)),
+                    SessionEdge::Wake => {
+                        let wake = codec::decode::<StoredWake>(&value)?;
+                        Some(wake.row.into()).zip(keys::number_of(&key))
+                    }
+                    SessionEdge::WakeKey => {
+                        let made = codec::decode::<StoredDedupe>(&value)?;
+                        Some((made.row.into(), made.position))
+                    }
+                };
+                let unread = || StoreError::Corrupted {
+                    what: "key of a session without a scope or a row".to_owned(),
+                };
+                let (row, position) = of.ok_or_else(unread)?;
+                Ok(OfSession {
+                    scope: keys::scope_of(&key).ok_or_else(unread)?,
+                    row,
                     position,
-                    process_id: stored.process_id,
-                    incarnation: Row::from(stored.row).incarnation,
-                    sequence: stored.sequence,
-                    event_type: stored.event_type,
-                    text: stored.text,
-                    created_at_ms: stored.created_at_ms,
+                    key,
                 })
             })
             .collect()
     }
+}
+
+/// What a session can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionEdge {
+    /// Processes whose wakes go to it.
+    Target,
+    /// Pending wakes.
+    Wake,
+    /// Keys that wakes used.
+    WakeKey,
+    /// Grants.
+    Grant,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub(crate) struct OfSession {
+    pub(crate) key: Bytes,
+    pub(crate) scope: SessionScope,
+    pub(crate) row: Row,
+    /// Of a wake, or of the one that used the key.
+    pub(crate) position: u64,
 }

@@ -1,16 +1,40 @@
 //! How a process leaves the store, and how what remains of it does.
+//!
+//! One commit takes it out (R2): its id then stands for the tombstone, its record and its state are
+//! gone. A process may have been granted to any number of scopes, made any number of wakes and used
+//! any number of replay keys, and a commit may not take long. So that commit erases as many of those
+//! as [`KEYS_MAX`] allows, and where there are more it leaves a note of it. The rest is erased behind
+//! it in sets of bounded size, as the log is, and whoever prunes next goes on where one stopped (R4).
+//! Nothing sees the rest: a grant or a replay key is found by way of the id, a wake whose process is
+//! gone is not shown, and a key that it used is free. Each key counts in the report of the set that
+//! erased it.
+//!
+//! Effects are found by id, which may be started again: the commit takes all of them, and is refused
+//! where that is too many. They are forgotten before, then, in sets of bounded size: asked again,
+//! what they recorded is found to have happened by its own keys.
 
 use super::super::codec;
 use super::super::codec::stored::{
     StoredChange, StoredHead, StoredId, StoredNumber, StoredScope, StoredState, StoredTombstone,
-    StoredWakeOf,
 };
 use super::super::keys::{self, Row};
 use super::super::kv::Op;
-use super::super::write_set::Refusal;
-use super::{Resolver, Stop};
-use crate::model::{ContentHash, Incarnation, ProcessPruneReport, SessionScope};
+use super::super::write_set::{Refusal, Remains};
+use super::{Resolver, Stop, require};
+use crate::model::{ContentHash, Incarnation, ProcessPruneReport};
 use bytes::Bytes;
+
+/// Grants, wakes and replay keys, of each, that one commit erases at the most.
+pub(crate) const KEYS_MAX: usize = 500;
+/// Effects on a process that go in the commit that takes it out.
+pub(crate) const EFFECTS_MAX: usize = 1_000;
+/// Effects on what is gone that go in the commit that forgets its tombstone, one of many in a set.
+pub(crate) const LATE_EFFECTS_MAX: usize = 16;
+
+/// What keys say, of those that say it.
+pub(crate) fn keys_to<T>(entries: &[(Bytes, Bytes)], says: impl Fn(&[u8]) -> Option<T>) -> Vec<T> {
+    entries.iter().filter_map(|(key, _)| says(key)).collect()
+}
 
 impl Resolver<'_, '_> {
     pub(super) fn prune(&mut self, row: Row, id: &str, at_ms: u64) -> Result<(), Stop> {
@@ -34,19 +58,11 @@ impl Resolver<'_, '_> {
             bytes: front.log_bytes,
             ..ProcessPruneReport::default()
         };
-        for (key, _) in self.scan(&keys::scopes_granted(row))? {
-            if let Some(scope) = keys::scope_of(&key) {
-                self.take(keys::grant(&scope, row), &mut report)?;
-            }
-            self.take(key, &mut report)?;
-            report.grants += 1;
-        }
-        report.wakes = self.drop_wakes_of(row, &mut report)?;
-        for range in [keys::replays(row.incarnation), keys::effects_on(id)] {
-            for (key, value) in self.scan(&range)? {
-                report.bytes += (key.len() + value.len()) as u64;
-                self.delete(key);
-            }
+        self.drop_effects(id, EFFECTS_MAX, &mut report)?;
+        if self.drop_some(row, &mut report)? {
+            let note = StoredNumber(row.created_at_ms);
+            self.put_once(keys::remains(row.incarnation), codec::encode(&note)?);
+            self.receipt.remains.push(row);
         }
         for key in [
             Some(head_key),
@@ -91,7 +107,7 @@ impl Resolver<'_, '_> {
     }
 
     /// Deletes a key and counts what it held.
-    fn take(&mut self, key: Bytes, report: &mut ProcessPruneReport) -> Result<(), Stop> {
+    pub(super) fn take(&mut self, key: Bytes, report: &mut ProcessPruneReport) -> Result<(), Stop> {
         if let Some(value) = self.raw(&key)? {
             report.bytes += (key.len() + value.len()) as u64;
             self.delete(key);
@@ -99,23 +115,92 @@ impl Resolver<'_, '_> {
         Ok(())
     }
 
-    /// Drops every wake of a process; returns how many were still pending.
-    fn drop_wakes_of(&mut self, row: Row, report: &mut ProcessPruneReport) -> Result<u64, Stop> {
-        let mut pending = 0;
-        for (key, value) in self.scan(&keys::wakes_of_process(row))? {
-            let back = codec::decode::<StoredWakeOf>(&value)?;
-            let scope = SessionScope::from(back.scope);
-            if let Some(position) = keys::number_of(&key) {
-                let wake = keys::wake(&scope, position);
-                pending += u64::from(self.raw(&wake)?.is_some());
-                self.take(wake, report)?;
-            }
-            if let Some(dedupe) = back.dedupe_key {
-                self.take(keys::wake_dedupe(&scope, &dedupe), report)?;
-            }
+    /// Drops as much as one commit may of what can be any number; whether there is more.
+    fn drop_some(&mut self, row: Row, report: &mut ProcessPruneReport) -> Result<bool, Stop> {
+        let (grants, more_grants) = self.scan_some(&keys::scopes_granted(row), KEYS_MAX)?;
+        let (wakes, more_wakes) = self.scan_some(&keys::wakes_of_process(row), KEYS_MAX)?;
+        let (replays, more_replays) = self.scan_some(&keys::replays(row.incarnation), KEYS_MAX)?;
+        self.erase(
+            &Remains {
+                row,
+                scopes: keys_to(&grants, keys::scope_of),
+                wakes: keys_to(&wakes, keys::number_of),
+                replays: replays.into_iter().map(|(key, _)| key).collect(),
+                is_all: false,
+            },
+            report,
+        )?;
+        Ok(more_grants || more_wakes || more_replays)
+    }
+
+    /// Erases keys by name. What somebody else has erased meanwhile counts with them.
+    fn erase(&mut self, of: &Remains, report: &mut ProcessPruneReport) -> Result<(), Stop> {
+        for scope in &of.scopes {
+            let key = keys::granted(of.row, scope);
+            report.grants += u64::from(self.raw(&key)?.is_some());
+            self.take(keys::grant(scope, of.row), report)?;
             self.take(key, report)?;
         }
-        Ok(pending)
+        for position in &of.wakes {
+            let pending = self.drop_wake(of.row, *position, true, report)?;
+            report.wakes += u64::from(pending);
+        }
+        for key in &of.replays {
+            self.take(key.clone(), report)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_remains(&mut self, remains: &Remains) -> Result<(), Stop> {
+        let note = keys::remains(remains.row.incarnation);
+        if self.raw(&note)?.is_none() {
+            // Somebody else was faster.
+            return Ok(());
+        }
+        let mut report = ProcessPruneReport::default();
+        self.erase(remains, &mut report)?;
+        if remains.is_all {
+            self.delete(note);
+        }
+        self.receipt.pruned.add(report);
+        Ok(())
+    }
+
+    /// Drops all effects on an id; refused where they are more than one commit may drop.
+    fn drop_effects(
+        &mut self,
+        id: &str,
+        limit: usize,
+        report: &mut ProcessPruneReport,
+    ) -> Result<(), Stop> {
+        let (effects, more) = self.scan_some(&keys::effects_on(id), limit)?;
+        require(!more, Refusal::TooMany)?;
+        for (key, value) in effects {
+            report.bytes += (key.len() + value.len()) as u64;
+            self.delete(key);
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget_effects(
+        &mut self,
+        id: &str,
+        incarnation: Incarnation,
+        keys: &[Bytes],
+    ) -> Result<(), Stop> {
+        let stands_for = match self.get::<StoredId>(&keys::id(id))? {
+            Some(StoredId::Live(row)) => Some(Row::from(row).incarnation),
+            Some(StoredId::Pruned(incarnation)) => Some(Incarnation(incarnation)),
+            None => None,
+        };
+        // An id that was started again has effects of its own.
+        require(stands_for == Some(incarnation), Refusal::Gone)?;
+        let mut report = ProcessPruneReport::default();
+        for key in keys {
+            self.take(key.clone(), &mut report)?;
+        }
+        self.receipt.pruned.add(report);
+        Ok(())
     }
 
     fn drop_wake_target(&mut self, row: Row, report: &mut ProcessPruneReport) -> Result<(), Stop> {
@@ -155,9 +240,8 @@ impl Resolver<'_, '_> {
             self.delete(id);
             // R2: effects that were journaled on it after it was gone go with the last that
             // remembers it.
-            for (key, _) in self.scan(&keys::effects_on(&tombstone.id))? {
-                self.delete(key);
-            }
+            let mut report = ProcessPruneReport::default();
+            self.drop_effects(&tombstone.id, LATE_EFFECTS_MAX, &mut report)?;
         }
         let floor = self
             .get::<StoredNumber>(&keys::feed_floor())?

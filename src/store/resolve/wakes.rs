@@ -4,14 +4,21 @@
 //! `WAKE_OF` leads from the process to it. `WAKE_DEDUPE` says that its key has been used within
 //! the target scope. A wake with a key keeps the last two when it is received, so that the key
 //! stays used until the process goes.
+//!
+//! A scope may have any number of wakes pending, and a process may have made any number. So nothing
+//! here walks them: who discards many names them in sets of bounded size, and only what came since
+//! their last look is looked for within the commit.
 
 use super::super::codec;
 use super::super::codec::stored::{NOTHING, StoredDedupe, StoredScope, StoredWake, StoredWakeOf};
 use super::super::keys::{self, Row};
-use super::super::write_set::WakeWrite;
-use super::{Resolver, Stop};
-use crate::model::SessionScope;
+use super::super::write_set::{Refusal, WakeWrite};
+use super::{Resolver, Stop, require};
+use crate::model::{ProcessPruneReport, SessionScope};
 use bytes::Bytes;
+
+/// Wakes that one change of targets looks at the most.
+const WAKES_PER_COMMIT_MAX: usize = 2_000;
 
 impl Resolver<'_, '_> {
     pub(super) fn deliver(&mut self, row: Row, wake: &WakeWrite) -> Result<(), Stop> {
@@ -30,7 +37,9 @@ impl Resolver<'_, '_> {
             .as_ref()
             .map(|key| keys::wake_dedupe(&target, key));
         if let Some(key) = &dedupe
-            && self.raw(key)?.is_some()
+            && let Some(made) = self.get::<StoredDedupe>(key)?
+            // A key of what was pruned is free, erased or not.
+            && self.raw(&keys::state(made.row.into()))?.is_some()
         {
             return Ok(());
         }
@@ -80,7 +89,9 @@ impl Resolver<'_, '_> {
     pub(super) fn retarget_wakes(
         &mut self,
         row: Row,
+        from: Option<&SessionScope>,
         target: Option<&SessionScope>,
+        after: u64,
     ) -> Result<(), Stop> {
         self.front(row)?;
         let old = self
@@ -89,9 +100,10 @@ impl Resolver<'_, '_> {
         if old.as_ref() == target {
             return Ok(());
         }
+        require(old.as_ref() == from, Refusal::Moved)?;
         if let Some(old) = old {
             self.delete(keys::watched(&old, row));
-            self.discard_pending(row, &old)?;
+            self.discard_pending(row, &old, after)?;
             self.receipt.left.push(old);
         }
         match target {
@@ -107,50 +119,76 @@ impl Resolver<'_, '_> {
         Ok(())
     }
 
-    /// Discards what is pending for a scope from one process.
-    fn discard_pending(&mut self, row: Row, scope: &SessionScope) -> Result<(), Stop> {
-        for (key, value) in self.scan(&keys::wakes_of_process(row))? {
+    /// Discards what is pending for a scope from one process and was made after a position.
+    fn discard_pending(&mut self, row: Row, scope: &SessionScope, after: u64) -> Result<(), Stop> {
+        let made = keys::wakes_of_process_after(row, after);
+        let (made, more) = self.scan_some(&made, WAKES_PER_COMMIT_MAX)?;
+        require(!more, Refusal::TooMany)?;
+        for (key, value) in made {
             let back = codec::decode::<StoredWakeOf>(&value)?;
-            if SessionScope::from(back.scope) != *scope {
-                continue;
+            if SessionScope::from(back.scope) == *scope
+                && let Some(position) = keys::number_of(&key)
+            {
+                self.discard_wakes(&[(row, position)], false)?;
             }
-            let Some(position) = keys::number_of(&key) else {
-                continue;
-            };
-            let wake = keys::wake(scope, position);
-            if self.raw(&wake)?.is_none() {
-                // It was received: its key stays used.
-                continue;
-            }
-            self.delete(wake);
-            self.receipt.wakes_discarded += 1;
-            if let Some(dedupe) = back.dedupe_key {
-                self.delete(keys::wake_dedupe(scope, &dedupe));
-            }
-            self.delete(key);
         }
         Ok(())
     }
 
-    pub(super) fn forget_wake_scope(&mut self, scope: &SessionScope) -> Result<(), Stop> {
-        for (key, value) in self.scan(&keys::wakes_of_scope(scope))? {
-            let wake = codec::decode::<StoredWake>(&value)?;
-            let position = keys::number_of(&key).unwrap_or(0);
-            let back_key = keys::wake_of(wake.row.into(), position);
-            if let Some(back) = self.get::<StoredWakeOf>(&back_key)?
-                && let Some(dedupe) = back.dedupe_key
-            {
-                self.delete(keys::wake_dedupe(scope, &dedupe));
-            }
-            self.delete(back_key);
-            self.delete(key);
-            self.receipt.wakes_discarded += 1;
+    pub(super) fn discard_wakes(
+        &mut self,
+        wakes: &[(Row, u64)],
+        received_too: bool,
+    ) -> Result<(), Stop> {
+        for (row, position) in wakes {
+            let mut report = ProcessPruneReport::default();
+            let pending = self.drop_wake(*row, *position, received_too, &mut report)?;
+            self.receipt.wakes_discarded += u64::from(pending);
         }
-        for (key, _) in self.scan(&keys::watched_by_scope(scope))? {
-            if let Some(row) = keys::row_of(&key) {
-                self.delete(keys::wake_target(row));
+        Ok(())
+    }
+
+    /// Drops one wake of a process, with the key it used; whether it was still pending. One that was
+    /// received stays as it is, unless that one goes too.
+    pub(super) fn drop_wake(
+        &mut self,
+        row: Row,
+        position: u64,
+        received_too: bool,
+        report: &mut ProcessPruneReport,
+    ) -> Result<bool, Stop> {
+        let back_key = keys::wake_of(row, position);
+        let Some(back) = self.get::<StoredWakeOf>(&back_key)? else {
+            return Ok(false);
+        };
+        let scope = SessionScope::from(back.scope);
+        let wake = keys::wake(&scope, position);
+        let pending = self.raw(&wake)?.is_some();
+        if !pending && !received_too {
+            return Ok(false);
+        }
+        self.take(wake, report)?;
+        if let Some(dedupe) = back.dedupe_key {
+            let key = keys::wake_dedupe(&scope, &dedupe);
+            // Another process may have taken the key of one that is gone.
+            let own = StoredDedupe {
+                row: row.into(),
+                position,
+            };
+            if self.get::<StoredDedupe>(&key)? == Some(own) {
+                self.take(key, report)?;
             }
+        }
+        self.take(back_key, report)?;
+        Ok(pending)
+    }
+
+    pub(super) fn leave_wake_target(&mut self, row: Row, scope: &SessionScope) -> Result<(), Stop> {
+        let key = keys::wake_target(row);
+        let target = self.get::<StoredScope>(&key)?.map(SessionScope::from);
+        if target.as_ref() == Some(scope) {
             self.delete(key);
+            self.delete(keys::watched(scope, row));
         }
         Ok(())
     }

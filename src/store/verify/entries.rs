@@ -2,8 +2,8 @@
 
 use super::super::codec::stored::{
     HeadFacts, StoredBody, StoredChange, StoredDedupe, StoredEffect, StoredEnv, StoredEvent,
-    StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner, StoredReplay, StoredScope,
-    StoredState, StoredTombstone, StoredWake, StoredWakeOf,
+    StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner, StoredReplay,
+    StoredScope, StoredState, StoredTombstone, StoredWake, StoredWakeOf,
 };
 use super::super::codec::{self, Stored};
 use super::super::error::StoreError;
@@ -55,6 +55,8 @@ impl Entry<'_> {
             Parsed::Watched { scope, row } => self.watched(&scope, row),
             Parsed::Tombstone(incarnation) => self.tombstone(incarnation),
             Parsed::FeedFloor => self.value::<StoredNumber>().map(drop),
+            Parsed::Remains(incarnation) => self.remains(incarnation),
+            Parsed::FeedEpoch(_) => self.value::<StoredFeedEpoch>().map(drop),
         }
     }
 
@@ -98,10 +100,11 @@ impl Entry<'_> {
         Ok(())
     }
 
-    /// Notes what belongs to a process that is not there; says whether it is.
+    /// Notes what belongs to a process that is not there; says whether it is. What is left of one
+    /// that was pruned is still there for a while.
     fn lives(&mut self, what: &str, row: Row) -> Result<bool, StoreError> {
         let lives = self.has(&keys::head(row))?;
-        if !lives {
+        if !lives && !self.has(&keys::remains(row.incarnation))? {
             self.note(row, format!("{what} of a process that is not there"))?;
         }
         Ok(lives)
@@ -273,7 +276,10 @@ impl Entry<'_> {
         let Some(stored) = self.value::<StoredReplay>()? else {
             return Ok(());
         };
-        // An erased log may still be there for a while, but not a replay key of it.
+        // Some may be there for a while yet, as the log may.
+        if self.has(&keys::remains(incarnation))? {
+            return Ok(());
+        }
         if self.has(&keys::tombstone(incarnation))? {
             note(self.findings, "of a process that was pruned");
             return Ok(());
@@ -393,6 +399,10 @@ impl Entry<'_> {
         let Some(back) = self.value::<StoredWakeOf>()? else {
             return Ok(());
         };
+        if !self.lives("wake, as the process knows it,", row)? {
+            // The key of one that is gone may have been taken by another.
+            return Ok(());
+        }
         let scope = SessionScope::from(back.scope);
         match back.dedupe_key {
             // It goes when the wake is received.
@@ -408,7 +418,7 @@ impl Entry<'_> {
                 }
             }
         }
-        self.lives("wake, as the process knows it,", row).map(drop)
+        Ok(())
     }
 
     fn wake_dedupe(&mut self, scope: &SessionScope, key: &str) -> Checked {
@@ -472,6 +482,20 @@ impl Entry<'_> {
             )?;
         }
         self.lives("watch", row).map(drop)
+    }
+
+    fn remains(&mut self, incarnation: Incarnation) -> Checked {
+        let Some(created_at) = self.value::<StoredNumber>()? else {
+            return Ok(());
+        };
+        let row = Row {
+            created_at_ms: created_at.0,
+            incarnation,
+        };
+        if self.has(&keys::head(row))? {
+            self.note(row, "is there, but said to be erased")?;
+        }
+        Ok(())
     }
 
     fn tombstone(&mut self, incarnation: Incarnation) -> Checked {

@@ -109,6 +109,10 @@ const NUMBER: &str = "\
     150108000000d98ad0a0 \
     0500000000000000 \
 ";
+const FEED_EPOCH: &str = "\
+    180110000000233f96fa \
+    07000000000000000807060504030201 \
+";
 const EVENT: &str = "\
     200128000000d8dd47e6 \
     04000000000000006e6f746509000000000000000101000000000000007202000000000000007b7d \
@@ -331,6 +335,11 @@ fn what_leads_to_it_and_stands_beside_it() {
     };
     frozen(&tombstone, TOMBSTONE);
     frozen(&StoredNumber(5), NUMBER);
+    let epoch = StoredFeedEpoch {
+        first_position: 7,
+        nonce: 0x0102_0304_0506_0708,
+    };
+    frozen(&epoch, FEED_EPOCH);
 }
 
 #[test]
@@ -484,6 +493,7 @@ fn no_type_reads_what_is_too_new_or_was_not_written() {
     hostile::<StoredScope>(WAKE_TARGET);
     hostile::<StoredTombstone>(TOMBSTONE);
     hostile::<StoredNumber>(NUMBER);
+    hostile::<StoredFeedEpoch>(FEED_EPOCH);
     hostile::<StoredEvent>(EVENT);
 }
 
@@ -506,6 +516,7 @@ fn no_two_types_share_a_kind() {
         StoredScope::KIND,
         StoredTombstone::KIND,
         StoredNumber::KIND,
+        StoredFeedEpoch::KIND,
         StoredEvent::KIND,
     ];
     let distinct: std::collections::BTreeSet<u8> = kinds.into_iter().collect();

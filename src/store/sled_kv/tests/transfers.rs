@@ -1,4 +1,5 @@
-//! Transfers, with the store stopped as if killed between any two of its operations.
+//! Transfers of hundreds at once, by the registry's own plan, with the store stopped as if killed
+//! between any two of its operations.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,16 +7,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::super::kv_laws::XorShift;
 use super::super::super::testing::{Host, Proc, request, session};
-use super::super::super::write_set::{Change, CommitError, Condition, WriteSet};
+use super::super::super::write_set::{Change, CommitError};
+use super::super::super::writes;
 use super::super::fault::Step;
 use super::super::{SledKv, open};
 use super::{failure, on_demand, with_faults};
 use crate::model::{ProcessHandleDescriptor, SessionScope};
 
-const PROCESSES: usize = 4;
+/// So many that one transfer is several slices of index writes, each with some of its keys: a grant is
+/// two keys that go and two that come, and a slice has 128.
+const PROCESSES: usize = 300;
 
 /// On which of the two sides each process is.
-type Sides = [usize; PROCESSES];
+type Sides = Vec<usize>;
 
 fn side(number: usize) -> SessionScope {
     match number {
@@ -24,43 +28,26 @@ fn side(number: usize) -> SessionScope {
     }
 }
 
-/// What a transfer is in the registry: the grants that must be there, each taken and given.
-fn transfer(moved: &[&Proc], from: usize) -> WriteSet {
-    let (from, to) = (side(from), side(1 - from));
-    let mut conditions = Vec::new();
-    let mut changes = Vec::new();
-    for process in moved {
-        let row = process.row();
-        let scope = from.clone();
-        conditions.push(Condition::Granted { row, scope });
-        let scope = from.clone();
-        changes.push(Change::Revoke { row, scope });
-        changes.push(Change::Grant {
-            row,
-            scope: to.clone(),
-            descriptor: ProcessHandleDescriptor::label("moved"),
-        });
-    }
-    WriteSet::new(conditions, changes)
-}
-
-/// Moves a random part of what is on one side; the sides after it.
+/// Moves a random part of what is on one side, as the registry does; the sides after it.
 fn step(
     host: &Host,
     processes: &[Proc],
-    sides: Sides,
+    sides: &Sides,
     random: &mut XorShift,
 ) -> (Sides, Result<(), CommitError>) {
     let from = sides[usize::try_from(random.below(PROCESSES as u64)).unwrap()];
-    let mut after = sides;
+    let mut after = sides.clone();
     let mut moved = Vec::new();
     for (number, process) in processes.iter().enumerate() {
-        if sides[number] == from && (moved.is_empty() || random.below(2) == 0) {
-            moved.push(process);
+        if sides[number] == from && (moved.is_empty() || random.below(3) > 0) {
+            moved.push(process.registration.id.clone());
             after[number] = 1 - from;
         }
     }
-    let set = transfer(&moved, from);
+    let (given_by, taken_by) = ([side(from)], side(1 - from));
+    let planned = writes::transfer(&host.view(), &given_by, &taken_by, &moved).unwrap();
+    assert!(planned.missing.is_empty());
+    let set = planned.set.unwrap();
     (after, host.submit(set).recv().unwrap().map(drop))
 }
 
@@ -77,20 +64,19 @@ fn run_into(at: Step, passes: u64, flushed: bool, home: &Path) -> Option<Stopped
     let mut random = XorShift(0x9E37_79B9_7F4A_7C15 + passes);
     let host = Host::on(Arc::new(SledKv::open(&store, on_demand()).unwrap()));
     let processes: Vec<Proc> = (0..PROCESSES)
-        .map(|number| host.start(request(&format!("p-{number}"))))
+        .map(|number| Proc::new(&host, request(&format!("p-{number}")), None))
         .collect();
-    for process in &processes {
-        let grant = Change::Grant {
-            row: process.row(),
-            scope: side(0),
-            descriptor: ProcessHandleDescriptor::label("first"),
-        };
-        host.ok(vec![], vec![grant]);
-    }
-    let mut sides = [0; PROCESSES];
+    host.ok(vec![], processes.iter().map(Proc::register).collect());
+    let grants = processes.iter().map(|process| Change::Grant {
+        row: process.row(),
+        scope: side(0),
+        descriptor: ProcessHandleDescriptor::label("first"),
+    });
+    host.ok(vec![], grants.collect());
+    let mut sides = vec![0; PROCESSES];
     // A past that the open has to replay.
     for _ in 0..6 {
-        let (after, done) = step(&host, &processes, sides, &mut random);
+        let (after, done) = step(&host, &processes, &sides, &mut random);
         done.unwrap();
         sides = after;
     }
@@ -118,18 +104,18 @@ fn run_into(at: Step, passes: u64, flushed: bool, home: &Path) -> Option<Stopped
         })
     };
     let Ok(kv) = SledKv::open(&store, options) else {
-        return stopped(processes, sides, sides);
+        return stopped(processes, sides.clone(), sides);
     };
     let host = Host::on(Arc::new(kv));
     for number in 1..=30 {
-        let (after, done) = step(&host, &processes, sides, &mut random);
+        let (after, done) = step(&host, &processes, &sides, &mut random);
         match done {
             Ok(()) => sides = after,
             Err(CommitError::Unknown(_)) => return stopped(processes, sides, after),
             Err(unexpected) => panic!("{unexpected:?}"),
         }
         if number % 8 == 0 && host.store.drain().is_err() {
-            return stopped(processes, sides, sides);
+            return stopped(processes, sides.clone(), sides);
         }
     }
     None
@@ -138,7 +124,7 @@ fn run_into(at: Step, passes: u64, flushed: bool, home: &Path) -> Option<Stopped
 /// Who holds each process, from both directions, which must agree.
 fn found(host: &Host, processes: &[Proc]) -> Sides {
     let view = host.view();
-    let mut sides = [0; PROCESSES];
+    let mut sides = vec![0; PROCESSES];
     for (number, process) in processes.iter().enumerate() {
         let row = process.row();
         // G2: exactly one side holds it. G3: and that side knows it.
@@ -177,7 +163,7 @@ fn stop_at(at: Step) {
             // And it goes on from there.
             let mut random = XorShift(7 + passes);
             for _ in 0..5 {
-                let (after, done) = step(&host, &stopped.processes, sides, &mut random);
+                let (after, done) = step(&host, &stopped.processes, &sides, &mut random);
                 done.unwrap();
                 sides = after;
                 assert_eq!(found(&host, &stopped.processes), sides);
