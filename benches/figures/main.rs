@@ -13,6 +13,7 @@
 mod append;
 mod floor;
 mod load;
+mod recovery;
 mod sessions;
 
 use std::path::PathBuf;
@@ -35,11 +36,15 @@ type Figure = (&'static str, fn(&Ask));
 
 const FIGURES: &[Figure] = &[
     ("append", append::run),
+    ("recovery", recovery::run),
     ("sessions", sessions::run),
     ("subscribers", sessions::subscribers),
 ];
 
 fn main() {
+    if recovery::prepared() {
+        return;
+    }
     let mut names = Vec::new();
     let mut ask = Ask {
         seconds: Duration::from_secs(30),
