@@ -29,6 +29,8 @@ mod line;
 mod outcome;
 #[path = "crash/stopped.rs"]
 mod stopped;
+#[path = "crash/survivors.rs"]
+mod survivors;
 #[path = "crash/work.rs"]
 mod work;
 
@@ -53,10 +55,11 @@ fn kills(kills: u64) -> Tally {
     let began = Instant::now();
     let tally = Killer::new(seed).kills(kills);
     eprintln!("{:.1} s: {tally:#?}", began.elapsed().as_secs_f64());
-    assert_eq!(tally.kills, kills);
+    assert!(tally.kills >= kills);
     // That it all happened, and is not only not wrong.
-    assert!(tally.in_open >= kills / 20, "{tally:?}");
-    assert!(tally.in_recovery >= kills / 20, "{tally:?}");
+    assert!(tally.in_open * 10 >= tally.kills, "{tally:?}");
+    assert!(tally.in_recovery * 10 >= tally.kills, "{tally:?}");
+    assert!(tally.survivors > 0, "{tally:?}");
     assert_eq!(every_operation(&tally), [""; 0], "{tally:?}");
     assert!(tally.acks.values().sum::<u64>() >= 10 * kills, "{tally:?}");
     assert!(tally.emitted >= kills, "{tally:?}");

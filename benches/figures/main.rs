@@ -19,6 +19,7 @@ mod latency;
 mod load;
 mod memory;
 mod prune;
+mod recovery;
 mod sessions;
 mod setup;
 mod signal;
@@ -56,11 +57,15 @@ const FIGURES: &[Figure] = &[
     ("memory", memory::run),
     ("idle", idle::run),
     ("disk", disk::run),
+    ("recovery", recovery::run),
     ("sessions", sessions::run),
     ("subscribers", sessions::subscribers),
 ];
 
 fn main() {
+    if recovery::prepared() {
+        return;
+    }
     let mut names = Vec::new();
     let mut child = None;
     let mut ask = Ask {

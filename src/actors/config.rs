@@ -27,6 +27,8 @@ pub(crate) struct RuntimeConfig {
     pub(crate) retention: Vec<RetentionPolicy>,
     /// How long tombstones are kept.
     pub(crate) keep_tombstones_for: Duration,
+    /// How often the reaper looks at what may be pruned.
+    pub(crate) retain_every: Duration,
 }
 
 impl Default for RuntimeConfig {
@@ -42,6 +44,7 @@ impl Default for RuntimeConfig {
             recover: true,
             retention: Vec::new(),
             keep_tombstones_for: Duration::from_secs(30 * 24 * 60 * 60),
+            retain_every: Duration::from_secs(60),
         }
     }
 }
@@ -50,8 +53,6 @@ impl Default for RuntimeConfig {
 pub(crate) const COMMAND_KIB_MAX: usize = 64 << 10;
 /// Events that one attempt may have accepted but not yet durable.
 pub(crate) const EMIT_ROOM: usize = 256;
-/// How often the reaper looks at what may be pruned.
-pub(crate) const RETAIN_EVERY: Duration = Duration::from_secs(60);
 /// How long an actor with nothing to do is kept.
 pub(crate) const PASSIVATE_AFTER: Duration = Duration::from_secs(5);
 /// Rows that the reaper looks at before it lets others go on.

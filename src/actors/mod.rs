@@ -19,6 +19,7 @@ mod prune;
 pub(crate) mod reads;
 mod reaper;
 mod registry;
+mod retention;
 mod root;
 pub(crate) mod runtime;
 mod sessions;

@@ -44,13 +44,20 @@ const STOP_MAX: Duration = Duration::from_secs(1);
 /// How long an aborted task may take to end: code that never yields is left behind.
 const ABORT_MAX: Duration = Duration::from_secs(1);
 
+/// How long letting go of the store may take where the grace period is shorter: a disk that stalls
+/// must not hold up a shutdown for good.
+const CLOSE_MIN: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 10_000 });
+
+/// Most processes that the error of a shutdown names.
+const NAMED_MAX: usize = 20;
+
 /// An open runtime.
 #[derive(Debug)]
 pub(crate) struct Runtime {
     pub(crate) shared: Arc<Shared>,
     root: ActorRef<()>,
-    /// The report of the one shutdown there is; later calls get the same.
-    closed: Mutex<Option<ShutdownReport>>,
+    /// What came of the one shutdown there is; later calls get the same.
+    closed: Mutex<Option<Result<ShutdownReport>>>,
 }
 
 fn spawn_failed(error: &ractor::SpawnErr) -> Error {
@@ -169,8 +176,8 @@ impl Runtime {
     /// returns, another runtime can open the store. Idempotent.
     pub(crate) async fn shutdown(&self, grace: Duration) -> Result<ShutdownReport> {
         let mut closed = self.closed.lock().await;
-        if let Some(report) = &*closed {
-            return Ok(report.clone());
+        if let Some(done) = &*closed {
+            return done.clone();
         }
         self.shared.begin_shutdown();
         info!(grace = %humantime::format_duration(grace), "shutting down");
@@ -186,20 +193,46 @@ impl Runtime {
             .get_cell()
             .stop_children_and_wait(None, Some(ABORT_MAX))
             .await;
-        keeper::retire_at_shutdown(&self.shared).await;
-        self.shared.end_fence();
+        let let_go = self.let_go(grace.max(CLOSE_MIN)).await;
         self.root.stop(None);
-        let store = self.shared.store.clone();
-        let stopped = tokio::task::spawn_blocking(move || store.close()).await;
         // Whoever still waits finds the store closed.
         self.shared.abandon_waits();
-        *closed = Some(report.clone());
-        match stopped {
-            Ok(Ok(())) => Ok(report),
-            Ok(Err(error)) => Err(error.into()),
-            Err(error) => Err(Error::StoreFailed {
-                cause: error.to_string(),
+        let done = match let_go {
+            Ok(()) => Ok(report),
+            Err(cause) => Err(Error::StoreFailed {
+                cause: format!("{cause}; {}", left_over(&report)),
             }),
+        };
+        *closed = Some(done.clone());
+        done
+    }
+
+    /// Says that this owner is gone, and closes the store; what takes longer than there is time is
+    /// left behind, and said.
+    async fn let_go(&self, time: Duration) -> std::result::Result<(), String> {
+        let deadline = tokio::time::Instant::now() + time;
+        let late = |what: &str| {
+            format!(
+                "{what} within {}: the store may still be held",
+                humantime::format_duration(time)
+            )
+        };
+        let retiring = keeper::retire_at_shutdown(&self.shared);
+        let retired = tokio::time::timeout_at(deadline, retiring)
+            .await
+            .map_err(|_| late("the last commit was not answered"));
+        self.shared.end_fence();
+        let store = self.shared.store.clone();
+        let (said, closed) = oneshot::channel();
+        // A thread of its own: the async runtime waits for its blocking ones when it goes away.
+        std::thread::spawn(move || {
+            let _ = said.send(store.close());
+        });
+        match tokio::time::timeout_at(deadline, closed).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(error.to_string()),
+            Ok(Err(_)) => Err("closing the store panicked".to_owned()),
+            Err(_) => retired.and_then(|()| Err(late("the store was not closed"))),
         }
     }
 
@@ -237,6 +270,20 @@ impl Runtime {
             .extend(silent.iter().map(|id| id.to_string()));
         report
     }
+}
+
+/// What a shutdown that failed has to say of the work it stopped.
+fn left_over(report: &ShutdownReport) -> String {
+    let mut unwritten = report.unwritten.clone();
+    unwritten.truncate(NAMED_MAX);
+    format!(
+        "{} processes finished, {} were released, {} abandoned; not written: {} ({})",
+        report.finished.len(),
+        report.released.len(),
+        report.abandoned.len(),
+        report.unwritten.len(),
+        unwritten.join(", ")
+    )
 }
 
 /// Takes answers until all are there, or the time is over; says which it was.

@@ -3,7 +3,6 @@
 //! where one stopped.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -19,14 +18,33 @@ use crate::store::resolve::prune::{EFFECTS_MAX, LATE_EFFECTS_MAX};
 use crate::store::write_set::{Change, CommitError, CommitResult, Refusal, WriteSet};
 
 /// Feed entries that are looked at on one view.
-const FEED_PAGE: usize = 1_000;
+pub(super) const FEED_PAGE: usize = 1_000;
 /// Tombstones that one commit forgets at the most.
 const TOMBSTONES_PAGE: usize = 250;
 /// Processes whose commits are in flight at once: few, so that appends beside them stay fast.
 const IN_FLIGHT: usize = 8;
 
 /// A process that may be taken out: its id and where it is.
-type Candidate = (String, Row);
+pub(super) type Candidate = (String, Row);
+
+/// What was pruned so far.
+#[derive(Debug, Default)]
+pub(super) struct Pruned {
+    pub(super) report: ProcessPruneReport,
+}
+
+impl Pruned {
+    pub(super) fn log(&self) {
+        if self.report.pruned_processes > 0 {
+            tracing::info!(
+                processes = self.report.pruned_processes,
+                events = self.report.pruned_events,
+                bytes = self.report.bytes,
+                "pruned"
+            );
+        }
+    }
+}
 
 impl Shared {
     /// Deletes what has ended before a cutoff. Restartable at any point.
@@ -38,7 +56,9 @@ impl Shared {
         if self.is_shutting_down() {
             return Err(self.stopped());
         }
-        let mut report = self.erase_remains().await?;
+        let mut pruned = Pruned {
+            report: self.erase_remains().await?,
+        };
         let mut after = 0;
         // What changes from here on is newer than any cutoff this call can mean.
         let newest = {
@@ -54,7 +74,7 @@ impl Shared {
             None => None,
             Some(id) => match self.view()?.incarnation_of(id)? {
                 // Nobody's children.
-                None => return Ok(report),
+                None => return Ok(pruned.report),
                 known => known,
             },
         };
@@ -62,40 +82,33 @@ impl Shared {
             let (shared, selecting) = (Arc::clone(self), selector.clone());
             let (candidates, next) =
                 blocking(move || shared.prune_page(after, newest, &selecting, parent)).await?;
-            for group in candidates.chunks(IN_FLIGHT) {
-                self.prune_group(group, &mut report).await?;
-            }
+            self.prune_all(&candidates, &mut pruned).await?;
             match next {
                 Some(position) => after = position,
                 None => break,
             }
         }
-        tracing::info!(
-            processes = report.pruned_processes,
-            events = report.pruned_events,
-            bytes = report.bytes,
-            "pruned"
-        );
-        Ok(report)
+        pruned.log();
+        Ok(pruned.report)
     }
 
-    /// Applies the retention policies, and forgets old tombstones.
-    pub(super) async fn retain(self: &Arc<Self>) -> Result<()> {
-        let now_ms = self.now_ms();
-        let before = |keep: Duration| {
-            now_ms.saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX))
-        };
-        for policy in &self.config.retention {
-            let selector = PruneSelector::older_than(before(policy.keep_terminal_for))
-                .with_filter(policy.filter.clone());
-            self.prune_where(&selector).await?;
+    /// Prunes in small groups. After an error the group is seen to its end all the same: what was
+    /// pruned stands in the log, if nowhere else.
+    pub(super) async fn prune_all(
+        self: &Arc<Self>,
+        candidates: &[Candidate],
+        pruned: &mut Pruned,
+    ) -> Result<()> {
+        for group in candidates.chunks(IN_FLIGHT) {
+            if let Err(error) = self.prune_group(group, &mut pruned.report).await {
+                pruned.log();
+                return Err(error);
+            }
         }
-        self.erase_remains().await?;
-        self.forget_tombstones(before(self.config.keep_tombstones_for))
-            .await
+        Ok(())
     }
 
-    async fn forget_tombstones(self: &Arc<Self>, cutoff_epoch_ms: u64) -> Result<()> {
+    pub(super) async fn forget_tombstones(self: &Arc<Self>, cutoff_epoch_ms: u64) -> Result<()> {
         let mut after = Incarnation::default();
         loop {
             let shared = Arc::clone(self);
@@ -175,29 +188,41 @@ impl Shared {
             .iter()
             .map(|candidate| (candidate, self.send_prune(candidate)))
             .collect();
+        let mut failed = None;
         for (candidate, wait) in waits {
-            let mut result = told(wait).await;
-            while matches!(result, Err(CommitError::Refused(Refusal::TooMany))) {
-                let (id, row) = candidate;
-                let forgotten = self
-                    .forget_effects(id, row.incarnation, EFFECTS_MAX)
-                    .await?;
-                report.bytes += forgotten;
-                result = told(self.send_prune(candidate)).await;
-            }
-            match result {
-                Ok(receipt) => {
-                    report.add(receipt.pruned);
-                    for row in receipt.remains {
-                        report.add(self.erase_remains_of(row).await?);
-                    }
-                }
-                // Another prune was faster.
-                Err(CommitError::Refused(Refusal::Gone)) => {}
-                Err(error) => return Err(commit_error(&candidate.0, error)),
+            if let Err(error) = self.see_pruned(candidate, wait, report).await {
+                failed.get_or_insert(error);
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn see_pruned(
+        self: &Arc<Self>,
+        candidate: &Candidate,
+        wait: oneshot::Receiver<CommitResult>,
+        report: &mut ProcessPruneReport,
+    ) -> Result<()> {
+        let mut result = told(wait).await;
+        while matches!(result, Err(CommitError::Refused(Refusal::TooMany))) {
+            let (id, row) = candidate;
+            report.bytes += self
+                .forget_effects(id, row.incarnation, EFFECTS_MAX)
+                .await?;
+            result = told(self.send_prune(candidate)).await;
+        }
+        match result {
+            Ok(receipt) => {
+                report.add(receipt.pruned);
+                for row in receipt.remains {
+                    report.add(self.erase_remains_of(row).await?);
+                }
+                Ok(())
+            }
+            // Another prune was faster.
+            Err(CommitError::Refused(Refusal::Gone)) => Ok(()),
+            Err(error) => Err(commit_error(&candidate.0, error)),
+        }
     }
 
     fn send_prune(self: &Arc<Self>, (id, row): &Candidate) -> oneshot::Receiver<CommitResult> {
@@ -223,7 +248,7 @@ impl Shared {
     }
 
     /// Erases what earlier prunes left, as far as they got; what that came to.
-    async fn erase_remains(self: &Arc<Self>) -> Result<ProcessPruneReport> {
+    pub(super) async fn erase_remains(self: &Arc<Self>) -> Result<ProcessPruneReport> {
         let mut report = ProcessPruneReport::default();
         let mut after = Incarnation::default();
         loop {

@@ -77,7 +77,8 @@ enum Place {
 #[non_exhaustive]
 pub struct ShutdownOptions {
     /// How long started work that may not be run again gets to finish. Rerunnable work is told to
-    /// stop at once, and gets as long for that.
+    /// stop at once, and gets as long for that. Letting go of the store gets as long again, and at
+    /// least ten seconds.
     pub grace: Duration,
 }
 
@@ -229,6 +230,13 @@ impl SupervisorBuilder {
         self
     }
 
+    /// How often the reaper applies retention, by default every minute; it does so at open as well.
+    #[must_use]
+    pub fn retain_every(mut self, every: Duration) -> Self {
+        self.config.retain_every = every;
+        self
+    }
+
     /// Where time is read: for tests.
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -271,12 +279,17 @@ impl SupervisorBuilder {
                 "at least 1",
             ));
         }
-        if self.config.sweep_every < crate::actors::SWEEP_EVERY_MIN {
-            return Err(Error::invalid(
-                "sweep_every",
-                format!("is {}", humantime::format_duration(self.config.sweep_every)),
-                "at least 50ms",
-            ));
+        for (field, every) in [
+            ("sweep_every", self.config.sweep_every),
+            ("retain_every", self.config.retain_every),
+        ] {
+            if every < crate::actors::SWEEP_EVERY_MIN {
+                return Err(Error::invalid(
+                    field,
+                    format!("is {}", humantime::format_duration(every)),
+                    "at least 50ms",
+                ));
+            }
         }
         Ok(())
     }
@@ -461,7 +474,8 @@ impl Supervisor {
     /// Once begun, a shutdown that is dropped leaves a runtime that admits nothing; call it again.
     ///
     /// # Errors
-    /// `StoreFailed` where the last sync failed.
+    /// `StoreFailed` where the last sync failed, or the store could not be let go of in time: it may
+    /// still be held then. The error says what became of the work; later calls get the same.
     pub async fn shutdown(&self, options: ShutdownOptions) -> Result<ShutdownReport> {
         self.runtime.shutdown(options.grace).await
     }

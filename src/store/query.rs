@@ -70,6 +70,22 @@ impl View {
         }
     }
 
+    /// Whether a filter lets a process through, its parent taken for the incarnation that the id
+    /// stands for now.
+    pub(crate) fn admits(
+        &self,
+        filter: &ProcessListFilter,
+        process: &ObservedProcess,
+    ) -> Result<bool, StoreError> {
+        if !filter.admits(process) {
+            return Ok(false);
+        }
+        let (Some(id), Some(parent)) = (&filter.parent, &process.parent) else {
+            return Ok(filter.parent.is_none());
+        };
+        Ok(self.incarnation_of(id)? == Some(parent.incarnation))
+    }
+
     /// The incarnation that an id stands for, pruned or not: the newest.
     pub(crate) fn incarnation_of(&self, id: &str) -> Result<Option<Incarnation>, StoreError> {
         Ok(self.id(id)?.map(|entry| match entry {

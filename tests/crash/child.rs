@@ -11,7 +11,10 @@ use procession::*;
 use serde_json::json;
 
 use super::line::{Dice, Done, Held, Line, Op, Orders, Start, Task, WRITERS};
-use super::work::{Say, builder, effect_scope, home, request, scope, signal_payload, wake_scope};
+use super::work::{
+    Say, brief, builder, effect_scope, home, moved_scope, request, scope, signal_payload,
+    wake_scope,
+};
 
 /// The variable in which a child finds its orders.
 pub(crate) const ORDERS: &str = "PROCESSION_CRASH_ORDERS";
@@ -65,8 +68,10 @@ pub(crate) async fn run(orders: Orders) {
         let mut writer = Writer {
             number,
             round: orders.round,
+            dir: orders.dir.clone(),
             dice: Dice::new(dice.next()),
             say: Arc::clone(&say),
+            supervisor: supervisor.clone(),
             processes: supervisor.processes(),
             effects: supervisor.journaled_effects(),
             agenda: VecDeque::new(),
@@ -89,8 +94,10 @@ pub(crate) async fn run(orders: Orders) {
 struct Writer {
     number: usize,
     round: u64,
+    dir: std::path::PathBuf,
     dice: Dice,
     say: Say,
+    supervisor: Supervisor,
     processes: Processes,
     effects: JournaledEffects,
     /// What is to be done next, where it has been decided already.
@@ -166,10 +173,17 @@ impl Writer {
                 id,
                 number,
                 journaled,
+                by_session,
             } => {
                 let request = ProcessEventAppendRequest::signal("go", signal_payload(*number));
                 let what = format!("signal {number}");
                 let controller = self.controller(id, &what, *journaled);
+                if let Some(session) = by_session {
+                    let session = self.supervisor.session(scope(session)).processes();
+                    let signal_id = format!("id-{number}");
+                    let signalled = session.signal(id, "go", signal_id, request, controller);
+                    return signalled.await.map(event);
+                }
                 event(
                     processes
                         .signal(id, "go", format!("id-{number}"), request, controller)
@@ -183,6 +197,32 @@ impl Writer {
                 Done::Asked {
                     ended: summary.status.output().cloned(),
                 }
+            }
+            Op::CancelAll { session } => {
+                let what = format!("cancel all {}", self.numbers);
+                let controller = self.controller(&home(self.number), &what, false);
+                let summaries = match session {
+                    Some(name) => {
+                        let session = self.supervisor.session(scope(name)).processes();
+                        session.cancel_all(controller).await?
+                    }
+                    None => processes.cancel_all(controller).await?,
+                };
+                let ended = summaries.into_iter().map(|summary| {
+                    let output = summary.status.output().cloned();
+                    (summary.process_id, output)
+                });
+                Done::AskedAll {
+                    ended: ended.collect(),
+                }
+            }
+            Op::DeleteSession { session } => {
+                processes.delete_session(session).await?;
+                Done::Fine
+            }
+            Op::Retarget { id, to } => {
+                processes.retarget_wakes(id, Some(&scope(to))).await?;
+                Done::Fine
             }
             Op::Await { id } => {
                 let wait = Duration::from_millis(20);
@@ -272,6 +312,11 @@ impl Writer {
             });
             return;
         }
+        if let Op::DeleteSession { session } = op {
+            for held in &mut self.held {
+                held.scopes.remove(session);
+            }
+        }
         let over = matches!(done, Done::Ended { .. } | Done::Output { .. })
             || matches!(
                 op,
@@ -323,6 +368,7 @@ impl Writer {
                 },
                 panics: dice.chance(5),
                 says_done: dice.chance(15),
+                command: batch.is_none() && dice.chance(12),
             },
         };
         Start {
@@ -333,6 +379,7 @@ impl Writer {
             task,
             batch: batch.map(str::to_owned),
             journaled: batch.is_none() && self.dice.chance(25),
+            dir: self.dir.clone(),
         }
     }
 
@@ -378,7 +425,13 @@ impl Writer {
                     _ => RecoveryDisposition::ExternallyOwned,
                 };
                 let start = self.start(disposition, None);
+                let external = disposition == RecoveryDisposition::ExternallyOwned;
+                let id = start.id.clone();
                 self.agenda.push_back(Op::Start(Box::new(start)));
+                if external && self.dice.chance(30) {
+                    let to = moved_scope(self.round, self.number);
+                    self.agenda.push_back(Op::Retarget { id, to });
+                }
             }
             return self.agenda.pop_front().unwrap();
         }
@@ -404,16 +457,29 @@ impl Writer {
         let number = self.number();
         let external = self.held[at].disposition == RecoveryDisposition::ExternallyOwned;
         let id = self.held[at].id.clone();
-        let other = format!("{}/{}", home(self.number), self.dice.below(2));
+        let other = match self.dice.below(4) {
+            0 | 1 => format!("{}/{}", home(self.number), self.dice.below(2)),
+            _ => brief(self.number),
+        };
+        if let Some(op) = self.about_all() {
+            return op;
+        }
         let scopes = self.held[at].scopes.clone();
         match self.dice.below(100) {
             0..18 => append(&id, "note", number, None),
             18..30 => append(&id, "note", number, Some(format!("key-{number}"))),
             30..36 => append(&id, "ask", number, None),
+            36..40 if !scopes.is_empty() => Op::Signal {
+                id,
+                number,
+                journaled: false,
+                by_session: scopes.into_iter().next(),
+            },
             36..48 => Op::Signal {
                 id,
                 number,
                 journaled: self.dice.chance(40),
+                by_session: None,
             },
             48..56 if !scopes.contains(&other) => Op::Grant { id, scope: other },
             56..62 if !scopes.is_empty() => Op::Revoke {
@@ -439,6 +505,19 @@ impl Writer {
             },
             _ if external => append(&id, "note", number, None),
             _ => Op::Await { id },
+        }
+    }
+
+    /// Now and then something about many at once.
+    fn about_all(&mut self) -> Option<Op> {
+        let session = brief(self.number);
+        match self.dice.below(200) {
+            0 => Some(Op::CancelAll { session: None }),
+            1..5 => Some(Op::CancelAll {
+                session: Some(session),
+            }),
+            5..11 => Some(Op::DeleteSession { session }),
+            _ => None,
         }
     }
 

@@ -7,7 +7,7 @@ use procession::*;
 use serde_json::Value;
 
 use super::line::{Done, Line, Op, Start};
-use super::work::{home, request};
+use super::work::{home, request, wake_scope};
 
 /// Whether a process is in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub(crate) struct Fact {
     pub(crate) presence: Presence,
     pub(crate) incarnation: Option<Incarnation>,
     pub(crate) scopes: BTreeSet<String>,
+    /// Where its wakes go.
+    pub(crate) wakes_to: String,
     /// Numbers that a host's event may bear, with the type of that event.
     pub(crate) tried: BTreeMap<u64, String>,
     /// Events that were acknowledged.
@@ -56,6 +58,7 @@ impl Fact {
             presence: Presence::Perhaps,
             incarnation: None,
             scopes: BTreeSet::from([home(start.writer)]),
+            wakes_to: wake_scope(start.round, start.writer),
             tried: BTreeMap::new(),
             acked: BTreeMap::new(),
             log: Vec::new(),
@@ -209,6 +212,7 @@ impl Facts {
                     id,
                     number,
                     journaled,
+                    ..
                 },
                 Done::Event { sequence, payload },
             ) => {
@@ -223,6 +227,22 @@ impl Facts {
                 Some(output) => self.fact(id).ended(output),
                 None => self.fact(id).cancel_asked = true,
             },
+            (Op::CancelAll { .. }, Done::AskedAll { ended }) => {
+                for (id, ended) in ended {
+                    // A child of a process has no fact of its own.
+                    match (self.processes.get_mut(id), ended) {
+                        (Some(fact), Some(output)) => fact.ended(output),
+                        (Some(fact), None) => fact.cancel_asked = true,
+                        (None, _) => {}
+                    }
+                }
+            }
+            (Op::DeleteSession { session }, Done::Fine) => {
+                for fact in self.processes.values_mut() {
+                    fact.scopes.remove(session);
+                }
+            }
+            (Op::Retarget { id, to }, Done::Fine) => self.fact(id).wakes_to = to.clone(),
             (Op::Await { id }, Done::Output { output }) => self.fact(id).ended(output),
             (Op::Await { .. }, Done::Fine) => {}
             (Op::Grant { .. } | Op::Revoke { .. } | Op::Transfer { .. }, Done::Fine) => {
@@ -252,9 +272,15 @@ impl Facts {
                 for id in ids {
                     self.fact(id).presence = Presence::Pruned;
                 }
-                let expected = (ids.len() as u64, *events, ids.len() as u64);
-                let found = (report.pruned_processes, report.pruned_events, report.grants);
-                assert_eq!(found, expected, "{op:?}: {report:?}");
+                let all = ids.len() as u64;
+                let found = (report.pruned_processes, report.grants);
+                assert_eq!(found, (all, all), "{op:?}: {report:?}");
+                // Each may have been asked to cancel meanwhile, with all others.
+                let expected = *events..=*events + all;
+                assert!(
+                    expected.contains(&report.pruned_events),
+                    "{op:?}: {report:?}"
+                );
             }
             (op, done) => panic!("{op:?} was answered with {done:?}"),
         }

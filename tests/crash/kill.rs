@@ -12,6 +12,7 @@ use super::check::{Found, check};
 use super::child::ORDERS;
 use super::facts::{Facts, Presence};
 use super::line::{Dice, Held, Line, Op, Orders, WRITERS};
+use super::survivors;
 use super::work::{builder, runs};
 
 /// How long a child may take to get where it is to be killed.
@@ -125,16 +126,6 @@ enum Phase {
     Work,
 }
 
-impl Phase {
-    fn of(kill: u64) -> Self {
-        match kill % 10 {
-            3 => Self::Open,
-            7 => Self::Recovery,
-            _ => Self::Work,
-        }
-    }
-}
-
 /// What came of it all.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
@@ -154,6 +145,28 @@ pub(crate) struct Tally {
     pub(crate) swept: u64,
     pub(crate) reconciled: u64,
     pub(crate) owner_bound_ran: u64,
+    /// Processes of killed runtimes' commands that recovery met alive.
+    pub(crate) survivors: u64,
+}
+
+impl Tally {
+    /// Aims at the open and at recovery until one in ten hit each.
+    fn phase(&self) -> Phase {
+        let due = self.kills + 10;
+        if self.in_open * 10 < due {
+            Phase::Open
+        } else if self.in_recovery * 10 < due {
+            Phase::Recovery
+        } else {
+            Phase::Work
+        }
+    }
+
+    fn is_done(&self, kills: u64) -> bool {
+        self.kills >= kills
+            && self.in_open * 10 >= self.kills
+            && self.in_recovery * 10 >= self.kills
+    }
 }
 
 /// How long something takes, so that a kill can be aimed into the middle of it.
@@ -227,7 +240,10 @@ impl Killer {
 
     pub(crate) fn kills(mut self, kills: u64) -> Tally {
         let mut ground: Option<Ground> = None;
-        for kill in 0..kills {
+        for kill in 0.. {
+            if self.tally.is_done(kills) {
+                break;
+            }
             if kill % KILLS_PER_STORE == 0
                 && let Some(ground) = ground.take()
             {
@@ -243,7 +259,7 @@ impl Killer {
     }
 
     fn kill(&mut self, kill: u64, ground: &mut Ground) {
-        let phase = Phase::of(kill);
+        let phase = self.tally.phase();
         let repeat = std::mem::take(&mut ground.facts.pending)
             .into_iter()
             .filter(|(_, op)| op.may_repeat())
@@ -318,6 +334,7 @@ impl Killer {
             ground.facts.hear(line);
         }
         let found = self.checked(&mut ground);
+        survivors::none_is_left(&ground.dir, ground.facts.processes.values());
         let tally = &mut self.tally;
         tally.stores += 1;
         tally.processes += found.processes;
@@ -336,6 +353,7 @@ impl Killer {
             if fact.presence == Presence::There && (engine || record.abandon_request.is_some()) {
                 assert!(over, "V1: {record:?}");
             }
+            tally.survivors += survivors::met(fact);
             let runs = runs(&ground.dir, &fact.start.id).len() as u64;
             tally.reran += u64::from(runs > 1 && record.recoveries > 0);
             if fact.start.disposition == RecoveryDisposition::OwnerBound {

@@ -25,6 +25,8 @@ pub(crate) struct Task {
     pub(crate) panics: bool,
     /// Ends itself by an event.
     pub(crate) says_done: bool,
+    /// It is none of this but a command of the operating system.
+    pub(crate) command: bool,
 }
 
 /// A start: everything that its request is made from.
@@ -37,6 +39,8 @@ pub(crate) struct Start {
     pub(crate) task: Task,
     pub(crate) batch: Option<String>,
     pub(crate) journaled: bool,
+    /// Where the store and all that belongs to it is.
+    pub(crate) dir: std::path::PathBuf,
 }
 
 /// What a writer asks for. A number is in one event only, so that it can be counted in the log.
@@ -54,9 +58,23 @@ pub(crate) enum Op {
         id: String,
         number: u64,
         journaled: bool,
+        /// With the rights of this session.
+        by_session: Option<String>,
     },
     Cancel {
         id: String,
+    },
+    /// Of all that runs, or of what a session holds.
+    CancelAll {
+        session: Option<String>,
+    },
+    DeleteSession {
+        session: String,
+    },
+    /// Where the wakes of a process go that has not woken anybody yet.
+    Retarget {
+        id: String,
+        to: String,
     },
     Await {
         id: String,
@@ -118,8 +136,16 @@ impl Op {
             Self::Signal {
                 journaled: true, ..
             } => "signal through a journal",
+            Self::Signal {
+                by_session: Some(_),
+                ..
+            } => "signal as a session",
             Self::Signal { .. } => "signal",
             Self::Cancel { .. } => "cancel",
+            Self::CancelAll { session: None } => "cancel all",
+            Self::CancelAll { .. } => "cancel all as a session",
+            Self::DeleteSession { .. } => "delete a session",
+            Self::Retarget { .. } => "retarget wakes",
             Self::Await { .. } => "await",
             Self::Grant { .. } => "grant",
             Self::Revoke { .. } => "revoke",
@@ -136,7 +162,7 @@ impl Op {
     }
 
     /// Everything that a child is expected to get acknowledged.
-    pub(crate) const NAMES: [&str; 20] = [
+    pub(crate) const NAMES: [&str; 25] = [
         "start through a journal",
         "start rerunnable",
         "start owner-bound",
@@ -146,7 +172,12 @@ impl Op {
         "append",
         "signal through a journal",
         "signal",
+        "signal as a session",
         "cancel",
+        "cancel all",
+        "cancel all as a session",
+        "delete a session",
+        "retarget wakes",
         "await",
         "grant",
         "revoke",
@@ -175,7 +206,9 @@ impl Op {
             Self::Transfer { ids, .. } | Self::Prune { ids, .. } => {
                 ids.iter().map(String::as_str).collect()
             }
+            Self::CancelAll { .. } | Self::DeleteSession { .. } => Vec::new(),
             Self::Append { id, .. }
+            | Self::Retarget { id, .. }
             | Self::Signal { id, .. }
             | Self::Cancel { id }
             | Self::Await { id }
@@ -203,6 +236,10 @@ pub(crate) enum Done {
     /// A cancel: what it had ended as by then.
     Asked {
         ended: Option<ProcessAwaitOutput>,
+    },
+    /// The same for each.
+    AskedAll {
+        ended: Vec<(String, Option<ProcessAwaitOutput>)>,
     },
     Output {
         output: ProcessAwaitOutput,

@@ -14,6 +14,16 @@ use super::line::{Line, Start, Task};
 
 pub(crate) const KIND: &str = "work";
 
+/// Where a writer grants what is soon taken away again, all at once.
+pub(crate) fn brief(writer: usize) -> String {
+    format!("brief-{writer}")
+}
+
+/// Where the wakes of a process go whose target was changed.
+pub(crate) fn moved_scope(round: u64, writer: usize) -> String {
+    format!("moved-{round}-{writer}")
+}
+
 /// Where the engine says what it was acknowledged.
 pub(crate) type Say = Arc<dyn Fn(Line) + Send + Sync>;
 
@@ -198,8 +208,11 @@ pub(crate) fn request(start: &Start) -> ProcessStartRequest {
             ProcessStartRequest::external(&start.id, originator, json!({ "ticket": start.id }))
         }
         disposition => {
-            let payload = serde_json::to_value(&start.task).unwrap();
-            let input = ProcessInput::engine(KIND, payload);
+            let input = if start.task.command {
+                ProcessInput::command(super::survivors::payload(&start.dir))
+            } else {
+                ProcessInput::engine(KIND, serde_json::to_value(&start.task).unwrap())
+            };
             ProcessStartRequest::new(&start.id, input, disposition, originator)
         }
     };
@@ -236,6 +249,7 @@ pub(crate) fn builder(dir: &Path, say: Say) -> SupervisorBuilder {
     Supervisor::builder(store_dir(dir))
         .cache_capacity(8 << 20)
         .cancel_grace(Duration::from_millis(500))
+        .engine(CommandEngine::new())
         .engine(Work {
             dir: dir.to_owned(),
             say,

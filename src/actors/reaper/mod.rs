@@ -26,7 +26,8 @@ pub use report::{RecoveryReport, RecoveryStep, RecoveryTotals};
 use attention::Scope;
 use sweep::Sweep;
 
-use super::config::{PASSIVATE_AFTER, RETAIN_EVERY};
+use super::config::PASSIVATE_AFTER;
+use super::retention::Retention;
 use super::runtime::Shared;
 use crate::model::{Error, Result};
 
@@ -67,6 +68,8 @@ pub(crate) struct ReaperState {
     waiting: Vec<oneshot::Sender<Result<RecoveryReport>>>,
     /// What the sweeps of this open have done.
     totals: Arc<Mutex<RecoveryTotals>>,
+    /// How far retention has come.
+    retention: Arc<tokio::sync::Mutex<Retention>>,
 }
 
 impl Actor for Reaper {
@@ -80,10 +83,14 @@ impl Actor for Reaper {
         shared: Arc<Shared>,
     ) -> Result<ReaperState, ActorProcessingErr> {
         myself.send_interval(shared.config.sweep_every, || ReaperMsg::Tick);
-        myself.send_interval(RETAIN_EVERY, || ReaperMsg::Retain);
+        myself.send_interval(shared.config.retain_every, || ReaperMsg::Retain);
+        // What was due while the store was closed does not wait for an interval more.
+        let _ = myself.cast(ReaperMsg::Retain);
         myself.send_interval(PASSIVATE_AFTER / 2, || ReaperMsg::Passivate);
+        let retention = Retention::new(&shared);
         Ok(ReaperState {
             shared,
+            retention: Arc::new(tokio::sync::Mutex::new(retention)),
             sweeping: false,
             retaining: false,
             ticks: 0,
@@ -167,13 +174,15 @@ impl ReaperState {
         }
         self.retaining = true;
         let shared = Arc::clone(&self.shared);
+        let retention = Arc::clone(&self.retention);
         let over = Over {
             reaper: myself.clone(),
             message: Some(ReaperMsg::Retained),
         };
         tokio::spawn(async move {
             let _over = over;
-            if let Err(error) = shared.retain().await {
+            let mut retention = retention.lock().await;
+            if let Err(error) = shared.retain(&mut retention).await {
                 warn!(%error, "retention failed");
             }
         });

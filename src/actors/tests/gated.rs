@@ -15,6 +15,8 @@ use crate::store::memory_kv::MemoryStore;
 pub(super) struct Gated {
     kv: MemoryKv,
     held: Mutex<Held>,
+    /// Closing it takes until this is let go of.
+    stalled: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -34,6 +36,7 @@ impl Gated {
         Arc::new(Self {
             kv: store.open(Arc::clone(clock)).unwrap(),
             held: Mutex::default(),
+            stalled: Mutex::default(),
         })
     }
 
@@ -106,6 +109,7 @@ impl Kv for Gated {
         self.kv.drain()
     }
     fn close(&self) -> std::result::Result<(), StoreError> {
+        let _stalled = self.stalled.lock().unwrap();
         self.kv.close()
     }
 }
@@ -516,4 +520,40 @@ async fn a_transfer_that_is_always_overtaken_says_so() {
     );
     gated.open_gate();
     shut(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_stalls_does_not_hold_up_a_shutdown_for_good() {
+    for commits_stall in [true, false] {
+        let (runtime, gated, _) = open(idle).await;
+        let shared = Arc::clone(&runtime.shared);
+        start(&shared, "p", RecoveryDisposition::OwnerBound).await;
+        until(|| shared.get("p").unwrap().unwrap().facets.started).await;
+        let (locked, lock) = tokio::sync::oneshot::channel();
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let stalls = {
+            let gated = Arc::clone(&gated);
+            std::thread::spawn(move || {
+                let _stalled = gated.stalled.lock().unwrap();
+                locked.send(()).unwrap();
+                gone.recv().unwrap();
+            })
+        };
+        lock.await.unwrap();
+        if commits_stall {
+            gated.shut();
+        }
+        let failed = within(runtime.shutdown(Duration::ZERO)).await.unwrap_err();
+        let text = failed.to_string();
+        assert!(text.contains("may still be held"), "{text}");
+        // What could not be written is named.
+        assert_eq!(text.contains("not written: 1 (p)"), commits_stall, "{text}");
+        assert_eq!(
+            within(runtime.shutdown(Duration::ZERO)).await,
+            Err(failed),
+            "the same for every later call"
+        );
+        go.send(()).unwrap();
+        stalls.join().unwrap();
+    }
 }

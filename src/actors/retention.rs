@@ -1,0 +1,251 @@
+//! Retention policies: what has ended long enough ago is pruned, and what was pruned long enough ago
+//! is forgotten.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::prune::{Candidate, FEED_PAGE, Pruned};
+use super::reads::blocking;
+use super::runtime::Shared;
+use crate::model::Result;
+use crate::store::read::FeedEntry;
+
+/// How far the wall clock may go apart from the steady one between two passes of retention.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(60);
+/// A wall clock that has jumped is believed after it has kept its word for so long.
+const CLOCK_BELIEVED_AFTER: Duration = Duration::from_secs(60 * 60);
+
+/// How far retention has come since the open.
+#[derive(Debug)]
+pub(super) struct Retention {
+    clocks: Clocks,
+    /// For each policy, the feed position up to which everything it is about is gone.
+    walked_to: Vec<u64>,
+}
+
+impl Retention {
+    pub(super) fn new(shared: &Shared) -> Self {
+        Self {
+            clocks: Clocks::new(shared.now_ms(), shared.monotonic()),
+            walked_to: vec![0; shared.config.retention.len()],
+        }
+    }
+}
+
+/// The wall clock, held against the steady one since a moment at which it was believed. A jump that
+/// happened while the store was closed cannot be seen.
+#[derive(Debug, Clone, Copy)]
+struct Clocks {
+    wall_ms: u64,
+    steady: Duration,
+    /// The same of a wall clock that has jumped, as it was when that was noticed.
+    jumped: Option<(u64, Duration)>,
+}
+
+impl Clocks {
+    const fn new(wall_ms: u64, steady: Duration) -> Self {
+        Self {
+            wall_ms,
+            steady,
+            jumped: None,
+        }
+    }
+
+    /// Whether both clocks have gone the same way since the wall clock was last believed.
+    fn agree(&mut self, wall_ms: u64, steady: Duration) -> bool {
+        if together((self.wall_ms, self.steady), (wall_ms, steady)) {
+            *self = Self::new(wall_ms, steady);
+            return true;
+        }
+        match self.jumped {
+            Some(since) if together(since, (wall_ms, steady)) => {
+                let believed = steady.saturating_sub(since.1) >= CLOCK_BELIEVED_AFTER;
+                if believed {
+                    *self = Self::new(wall_ms, steady);
+                }
+                believed
+            }
+            Some(_) | None => {
+                self.jumped = Some((wall_ms, steady));
+                false
+            }
+        }
+    }
+}
+
+fn together(then: (u64, Duration), now: (u64, Duration)) -> bool {
+    let steady = now.1.saturating_sub(then.1).as_millis();
+    let expected = u128::from(then.0) + steady;
+    expected.abs_diff(u128::from(now.0)) <= CLOCKS_APART_MAX.as_millis()
+}
+
+/// One policy on its way through the feed.
+#[derive(Debug, Clone, Copy)]
+struct Walker {
+    walked_to: u64,
+    cutoff_ms: u64,
+    goes_on: bool,
+}
+
+impl Walker {
+    /// Goes past an entry; says whether what ended there is old enough. At the first that is too
+    /// young it stops for this time: what ended later stands behind it.
+    fn passes(&mut self, position: u64, ended_at_ms: Option<u64>, now_ms: u64) -> bool {
+        if !self.goes_on || position <= self.walked_to {
+            return false;
+        }
+        // What a clock that was ahead has stamped holds up nothing: the next open finds it.
+        let too_young = |at_ms: u64| (self.cutoff_ms..=now_ms).contains(&at_ms);
+        if ended_at_ms.is_some_and(too_young) {
+            self.goes_on = false;
+            return false;
+        }
+        self.walked_to = position;
+        ended_at_ms.is_some_and(|at_ms| at_ms < self.cutoff_ms)
+    }
+}
+
+impl Shared {
+    /// Applies the retention policies, and forgets old tombstones. Judged by the wall clock, as the
+    /// times in the store are, and only while that clock can be trusted.
+    pub(super) async fn retain(self: &Arc<Self>, retention: &mut Retention) -> Result<()> {
+        let now_ms = self.now_ms();
+        if !retention.clocks.agree(now_ms, self.monotonic()) {
+            tracing::warn!(
+                now_ms,
+                "the wall clock has jumped: nothing is pruned by its age for now"
+            );
+            return Ok(());
+        }
+        let before = |keep: Duration| {
+            now_ms.saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX))
+        };
+        let policies = self.config.retention.iter();
+        let cutoffs = policies.map(|policy| before(policy.keep_terminal_for));
+        self.apply_policies(retention, cutoffs.collect(), now_ms)
+            .await?;
+        self.erase_remains().await?;
+        self.forget_tombstones(before(self.config.keep_tombstones_for))
+            .await
+    }
+
+    /// One walk for all policies, each from where it has come to.
+    async fn apply_policies(
+        self: &Arc<Self>,
+        retention: &mut Retention,
+        cutoffs: Vec<u64>,
+        now_ms: u64,
+    ) -> Result<()> {
+        let newest = self.view()?.feed_bounds()?.1;
+        let walkers = retention.walked_to.iter().zip(cutoffs);
+        let mut walkers: Vec<Walker> = walkers
+            .map(|(walked_to, cutoff_ms)| Walker {
+                walked_to: *walked_to,
+                cutoff_ms,
+                goes_on: true,
+            })
+            .collect();
+        let mut pruned = Pruned::default();
+        loop {
+            let going_on = walkers.iter().filter(|walker| walker.goes_on);
+            let Some(after) = going_on.map(|walker| walker.walked_to).min() else {
+                break;
+            };
+            let shared = Arc::clone(self);
+            let (candidates, walked) =
+                blocking(move || shared.retention_page(after, newest, now_ms, walkers)).await?;
+            self.prune_all(&candidates, &mut pruned).await?;
+            // Only now: what could not be pruned is looked at again.
+            walkers = walked;
+            retention.walked_to = walkers.iter().map(|walker| walker.walked_to).collect();
+        }
+        pruned.log();
+        Ok(())
+    }
+
+    fn retention_page(
+        &self,
+        after: u64,
+        newest: u64,
+        now_ms: u64,
+        mut walkers: Vec<Walker>,
+    ) -> Result<(Vec<Candidate>, Vec<Walker>)> {
+        let view = self.view()?;
+        let entries = view.feed(after, FEED_PAGE)?;
+        let mut candidates = Vec::new();
+        let mut over = entries.len() < FEED_PAGE;
+        for (position, entry) in entries {
+            if position > newest {
+                over = true;
+                break;
+            }
+            let ended = match entry {
+                FeedEntry::Changed {
+                    row,
+                    terminal_at_ms: Some(at_ms),
+                } => Some((row, at_ms)),
+                // Whatever changes a running process moves it to the end of the feed.
+                FeedEntry::Changed { .. } | FeedEntry::Pruned { .. } => None,
+            };
+            let mut due = Vec::new();
+            for (policy, walker) in self.config.retention.iter().zip(&mut walkers) {
+                if walker.passes(position, ended.map(|(_, at_ms)| at_ms), now_ms) {
+                    due.push(&policy.filter);
+                }
+            }
+            if let (Some((row, _)), false) = (ended, due.is_empty())
+                && let Some(process) = view.observe_row(row)?
+            {
+                for filter in due {
+                    if view.admits(filter, &process)? {
+                        candidates.push((process.process_id, row));
+                        break;
+                    }
+                }
+            }
+        }
+        if over {
+            walkers.iter_mut().for_each(|walker| walker.goes_on = false);
+        }
+        Ok((candidates, walkers))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR_MS: u64 = 60 * 60 * 1_000;
+
+    #[test]
+    fn a_wall_clock_that_jumps_is_not_believed_until_it_keeps_its_word() {
+        let at = |minutes: u64| Duration::from_secs(60 * minutes);
+        let mut clocks = Clocks::new(HOUR_MS, at(0));
+        assert!(clocks.agree(HOUR_MS + 60_000, at(1)));
+        assert!(!clocks.agree(u64::MAX, at(2)), "the end of time");
+        assert!(!clocks.agree(u64::MAX, at(3)));
+        assert!(!clocks.agree(0, at(4)), "the beginning");
+        assert!(clocks.agree(HOUR_MS + 5 * 60_000, at(5)), "back again");
+        let year = 365 * 24 * HOUR_MS;
+        for minute in 0..60 {
+            assert!(!clocks.agree(year + minute * 60_000, at(6 + minute)));
+        }
+        assert!(clocks.agree(year + HOUR_MS, at(66)), "it was set");
+    }
+
+    #[test]
+    fn a_policy_stops_at_the_first_that_is_too_young_and_goes_on_from_there() {
+        let mut walker = Walker {
+            walked_to: 0,
+            cutoff_ms: 100,
+            goes_on: true,
+        };
+        assert!(walker.passes(1, Some(50), 1_000));
+        assert!(!walker.passes(2, None, 1_000), "it runs");
+        assert!(!walker.passes(3, Some(9_000), 1_000), "from the future");
+        assert!(walker.passes(4, Some(99), 1_000));
+        assert!(!walker.passes(5, Some(100), 1_000));
+        assert!(!walker.passes(6, Some(50), 1_000), "behind it");
+        assert_eq!((walker.walked_to, walker.goes_on), (4, false));
+    }
+}
