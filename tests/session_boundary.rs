@@ -244,9 +244,13 @@ async fn a_write_falls_back_to_the_other_grant_of_a_session() {
         };
         let mut writing = std::pin::pin!(writing);
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        // It has looked for its grant, and waits for the process's actor to be there.
+        // The revocation is on its way, and before it is done the session looks for its grant: its
+        // write is sent behind the revocation, under a grant that is gone by then.
+        let revoked = frame();
+        let mut revoking = std::pin::pin!(processes.revoke(&revoked, "p"));
+        assert!(revoking.as_mut().poll(&mut cx).is_pending());
         assert!(writing.as_mut().poll(&mut cx).is_pending());
-        processes.revoke(&frame(), "p").await.unwrap();
+        within(revoking).await.unwrap();
         within(writing).await.unwrap();
         assert_eq!(processes.events("p", 0).await.unwrap().len(), 1, "{call}");
         close_clean(&supervisor).await;
