@@ -174,21 +174,21 @@ impl Runtime {
     /// Says that this owner is gone, and closes the store; what takes longer than there is time is
     /// left behind, and said.
     async fn let_go(&self, time: Duration) -> std::result::Result<(), String> {
-        let deadline = tokio::time::Instant::now() + time;
         let late = |what: &str| {
-            format!(
-                "{what} within {}: the store may still be held",
-                humantime::format_duration(time)
-            )
+            let time = humantime::format_duration(time);
+            Err(format!("{what} within {time}: the store may still be held"))
         };
-        let mut retired = Ok(());
+        let mut time_over = std::pin::pin!(tokio::time::sleep(time));
+        let mut answered = true;
         if let Some(owner) = self.shared.owner() {
-            let retiring = keeper::retire_at_shutdown(&self.shared.store, &owner);
-            match tokio::time::timeout_at(deadline, retiring).await {
-                Ok(Ok(())) => {}
-                // The next open recovers what it owned without that.
-                Ok(Err(error)) => warn!(%error, "owner was not retired"),
-                Err(_) => retired = Err(late("the last commit was not answered")),
+            tokio::select! {
+                retired = keeper::retire_at_shutdown(&self.shared.store, &owner) => {
+                    // The next open recovers what it owned without that.
+                    if let Err(error) = retired {
+                        warn!(%error, "owner was not retired");
+                    }
+                }
+                () = &mut time_over => answered = false,
             }
         }
         let store = self.shared.store.clone();
@@ -197,11 +197,15 @@ impl Runtime {
         std::thread::spawn(move || {
             let _ = said.send(store.close());
         });
-        match tokio::time::timeout_at(deadline, closed).await {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(error))) => Err(error.to_string()),
-            Ok(Err(_)) => Err("closing the store panicked".to_owned()),
-            Err(_) => retired.and_then(|()| Err(late("the store was not closed"))),
+        if !answered {
+            return late("the last commit was not answered");
+        }
+        tokio::select! {
+            closed = closed => match closed {
+                Ok(closed) => closed.map_err(|error| error.to_string()),
+                Err(_) => Err("closing the store panicked".to_owned()),
+            },
+            () = &mut time_over => late("the store was not closed"),
         }
     }
 

@@ -12,7 +12,8 @@ pub(crate) use super::append::{
     CheckedEvent, PreparedEvent, ReplayKey, Replayed, WakeDraft, check_event, check_prepared,
     content_of, prepare_event, prepare_signal,
 };
-use super::error::{Error, Result, clip};
+use super::attempt::{begin, require_lost, schedule_retry};
+use super::error::{Error, Result};
 use super::event::{
     CompletionAuthority, EventBody, RuntimeEvent, StartReason, TerminalAuthority, WaitResult,
 };
@@ -21,10 +22,7 @@ use super::fold::{self, FoldError};
 use super::ids::{FencingToken, check_id, check_signal_name, check_text};
 use super::json::{self, Payload};
 use super::lease::ProcessOwner;
-use super::limits::{
-    EXTERNAL_REF_BYTES_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, OPEN_WAITS_MAX, SIGNAL_EVENT_PREFIX,
-    TEXT_BYTES_MAX,
-};
+use super::limits::{EXTERNAL_REF_BYTES_MAX, OPEN_WAITS_MAX, SIGNAL_EVENT_PREFIX, TEXT_BYTES_MAX};
 use super::output::{AbandonProof, ProcessAwaitOutput, ProcessError, Survivor};
 use super::record::{ProcessState, Registration, Writer};
 use super::request::RecoveryDisposition;
@@ -199,15 +197,13 @@ pub(crate) fn decide(
             survivors,
         } => {
             require_lost(registration, state, facts, token, proof)?;
-            commit(
-                RuntimeEvent::OwnerLost {
-                    owner,
-                    fencing_token: token,
-                    proof,
-                    survivors,
-                },
-                LeaseChange::Pass(token),
-            )
+            let loss = RuntimeEvent::OwnerLost {
+                owner,
+                fencing_token: token,
+                proof,
+                survivors,
+            };
+            commit(loss, LeaseChange::Pass(token))
         }
         Command::Finish { output, finisher } => {
             finish(registration, state, output, finisher, facts)
@@ -376,69 +372,6 @@ fn external_ref(
     }
 }
 
-fn begin(
-    registration: &Registration,
-    state: &ProcessState,
-    owner: ProcessOwner,
-    token: FencingToken,
-    reason: StartReason,
-    facts: Facts,
-) -> Result<Decision> {
-    require_running(registration, state)?;
-    match registration.disposition {
-        RecoveryDisposition::ExternallyOwned => {
-            return Err(illegal(registration, "it is executed elsewhere"));
-        }
-        RecoveryDisposition::OwnerBound if state.attempt > 0 => {
-            return Err(illegal(
-                registration,
-                "a started owner-bound process is never run again",
-            ));
-        }
-        RecoveryDisposition::OwnerBound | RecoveryDisposition::Rerunnable => {}
-    }
-    require_claim(registration, facts, token)?;
-    let of_process = |reason: &str, limit: &str| {
-        Error::invalid("start", reason, limit).for_process(&registration.id)
-    };
-    // What nobody holds and somebody asked to stop ends as it is, without running once more.
-    if state.cancel_request.is_some() {
-        return Err(of_process("comes after a request to cancel", "no request"));
-    }
-    if state.abandon_request.is_some() {
-        return Err(of_process("comes after a request to abandon", "no request"));
-    }
-    if (reason == StartReason::First) != (state.attempt == 0) {
-        return Err(of_process(
-            "gives a reason that is not that of its attempt",
-            "first for the first attempt and for no other",
-        ));
-    }
-    if (reason == StartReason::Recovery) != state.owner_lost.is_some() {
-        return Err(of_process(
-            "gives a reason that is not that of its attempt",
-            "recovery after the loss of an owner and after nothing else",
-        ));
-    }
-    let going_on = state.attempt > 0 && state.retry_pause.is_none() && state.owner_lost.is_none();
-    if facts.holder.is_some() && going_on {
-        // Claimed over its head, the loss of its owner would count against nothing.
-        return Err(of_process(
-            "comes before the loss of its owner is recorded",
-            "a lease that is free",
-        ));
-    }
-    commit(
-        RuntimeEvent::Started {
-            owner,
-            attempt: state.attempt.saturating_add(1),
-            fencing_token: token,
-            reason,
-        },
-        LeaseChange::Acquire(token),
-    )
-}
-
 fn begin_wait(
     registration: &Registration,
     state: &ProcessState,
@@ -525,38 +458,6 @@ fn check_wait(registration: &Registration, signal_name: &str, number: u64) -> Re
     Ok(())
 }
 
-fn schedule_retry(
-    registration: &Registration,
-    state: &ProcessState,
-    retry_at_ms: u64,
-    error: &ProcessError,
-) -> Result<Decision> {
-    if registration.disposition != RecoveryDisposition::Rerunnable {
-        return Err(illegal(registration, "only rerunnable work is tried again"));
-    }
-    let attempts = registration.retry.attempts;
-    if state.retries.saturating_add(1) >= attempts {
-        return Err(Error::invalid(
-            "retry.attempts",
-            format!("are used up: {} retries were made", state.retries),
-            format!("{attempts} attempts"),
-        )
-        .for_process(&registration.id));
-    }
-    commit(
-        RuntimeEvent::RetryScheduled {
-            retry_at_ms,
-            // The engine's own words, cut as those of an outcome are.
-            error: ProcessError {
-                class: error.class,
-                code: clip(&error.code, NAME_BYTES_MAX).to_owned(),
-                message: clip(&error.message, MESSAGE_BYTES_MAX).to_owned(),
-            },
-        },
-        LeaseChange::Release,
-    )
-}
-
 pub(super) fn require_running(registration: &Registration, state: &ProcessState) -> Result<()> {
     match state.terminal() {
         None => Ok(()),
@@ -597,34 +498,6 @@ pub(super) fn require_claim(
         process_id: registration.id.clone(),
         token: token.get(),
     })
-}
-
-/// What an owner is lost by: its lease can be claimed now, and an attempt of its was going on.
-fn require_lost(
-    registration: &Registration,
-    state: &ProcessState,
-    facts: Facts,
-    token: FencingToken,
-    proof: AbandonProof,
-) -> Result<()> {
-    require_running(registration, state)?;
-    if registration.disposition != RecoveryDisposition::Rerunnable {
-        return Err(illegal(
-            registration,
-            "only rerunnable work outlives its owner",
-        ));
-    }
-    let proven = matches!(proof, AbandonProof::StoreEpoch | AbandonProof::Lapse);
-    let going_on = state.attempt > 0 && state.retry_pause.is_none() && state.owner_lost.is_none();
-    if !proven || !going_on || facts.holder.is_none() {
-        return Err(Error::invalid(
-            "owner",
-            "is not one that can be lost",
-            "the holder of a lease under which an attempt was going on",
-        )
-        .for_process(&registration.id));
-    }
-    require_claim(registration, facts, token)
 }
 
 pub(super) fn illegal(registration: &Registration, reason: &str) -> Error {

@@ -4,6 +4,7 @@
 //! function of (state, command, facts) that returns data.
 
 pub(crate) mod append;
+mod attempt;
 pub(crate) mod decide;
 #[cfg(test)]
 mod decide_tests;
