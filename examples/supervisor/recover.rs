@@ -170,6 +170,9 @@ fn step_text(step: &RecoveryStep) -> String {
         RecoveryStep::Abandoned => "abandoned".to_owned(),
         RecoveryStep::Cancelled => "cancelled".to_owned(),
         RecoveryStep::Failed => "failed".to_owned(),
+        RecoveryStep::CancelRequested => "asked to stop with its parent".to_owned(),
+        RecoveryStep::Overtaken => "written to by somebody else first".to_owned(),
+        RecoveryStep::Unsettled => "not to be read or written this time".to_owned(),
         other => format!("{other:?}"),
     }
 }

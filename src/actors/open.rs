@@ -210,17 +210,16 @@ impl Runtime {
     /// Says that this owner is gone, and closes the store; what takes longer than there is time is
     /// left behind, and said.
     async fn let_go(&self, time: Duration) -> std::result::Result<(), String> {
-        let deadline = tokio::time::Instant::now() + time;
         let late = |what: &str| {
-            format!(
-                "{what} within {}: the store may still be held",
-                humantime::format_duration(time)
-            )
+            let time = humantime::format_duration(time);
+            Err(format!("{what} within {time}: the store may still be held"))
         };
-        let retiring = keeper::retire_at_shutdown(&self.shared);
-        let retired = tokio::time::timeout_at(deadline, retiring)
-            .await
-            .map_err(|_| late("the last commit was not answered"));
+        let mut time_over = std::pin::pin!(tokio::time::sleep(time));
+        let mut answered = true;
+        tokio::select! {
+            () = keeper::retire_at_shutdown(&self.shared) => {}
+            () = &mut time_over => answered = false,
+        }
         self.shared.end_fence();
         let store = self.shared.store.clone();
         let (said, closed) = oneshot::channel();
@@ -228,11 +227,15 @@ impl Runtime {
         std::thread::spawn(move || {
             let _ = said.send(store.close());
         });
-        match tokio::time::timeout_at(deadline, closed).await {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(error))) => Err(error.to_string()),
-            Ok(Err(_)) => Err("closing the store panicked".to_owned()),
-            Err(_) => retired.and_then(|()| Err(late("the store was not closed"))),
+        if !answered {
+            return late("the last commit was not answered");
+        }
+        tokio::select! {
+            closed = closed => match closed {
+                Ok(closed) => closed.map_err(|error| error.to_string()),
+                Err(_) => Err("closing the store panicked".to_owned()),
+            },
+            () = &mut time_over => late("the store was not closed"),
         }
     }
 

@@ -214,7 +214,10 @@ impl SupervisorBuilder {
     }
 
     /// Has the reaper prune what ended longer ago than a policy keeps it; may be called several
-    /// times, for several filters. By default nothing is pruned by itself.
+    /// times, for several filters. By default nothing is pruned by itself. Ages are judged by the wall
+    /// clock: while it runs, a jump of more than a minute against the steady clock suspends this until
+    /// the wall clock is right again or has kept its word for an hour; one that happened while the
+    /// store was closed cannot be seen.
     #[must_use]
     pub fn retention(mut self, policy: RetentionPolicy) -> Self {
         self.config.retention.push(policy);
@@ -422,7 +425,8 @@ impl Supervisor {
         JournaledEffects::new(Arc::clone(&self.runtime.shared))
     }
 
-    /// Looks for what is to be recovered, now, and says what was done.
+    /// Looks for what is to be recovered, now, and says what was done. Every open begins with a sweep
+    /// of its own: what that one did is in [`RecoveryReport::since_open`], as a sum.
     ///
     /// # Errors
     /// `InvalidInput` where the store was opened without recovery; those of the store.

@@ -12,17 +12,17 @@ pub(crate) use super::append::{
     CheckedEvent, PreparedEvent, ReplayKey, Replayed, WakeDraft, check_event, check_prepared,
     content_of, prepare_event, prepare_signal,
 };
-use super::attempt::{begin_wait, end_wait, schedule_retry};
+use super::attempt::{begin, require_lost, schedule_retry};
 use super::error::{Error, Result};
 use super::event::{
     CompletionAuthority, EventBody, RuntimeEvent, StartReason, TerminalAuthority, WaitResult,
 };
 use super::finish::finish;
 use super::fold::{self, FoldError};
-use super::ids::{FencingToken, check_id, check_text};
+use super::ids::{FencingToken, check_id, check_signal_name, check_text};
 use super::json::{self, Payload};
 use super::lease::ProcessOwner;
-use super::limits::{EXTERNAL_REF_BYTES_MAX, TEXT_BYTES_MAX};
+use super::limits::{EXTERNAL_REF_BYTES_MAX, OPEN_WAITS_MAX, SIGNAL_EVENT_PREFIX, TEXT_BYTES_MAX};
 use super::output::{AbandonProof, ProcessAwaitOutput, ProcessError, Survivor};
 use super::record::{ProcessState, Registration, Writer};
 use super::request::RecoveryDisposition;
@@ -197,15 +197,13 @@ pub(crate) fn decide(
             survivors,
         } => {
             require_lost(registration, state, facts, token, proof)?;
-            commit(
-                RuntimeEvent::OwnerLost {
-                    owner,
-                    fencing_token: token,
-                    proof,
-                    survivors,
-                },
-                LeaseChange::Pass(token),
-            )
+            let loss = RuntimeEvent::OwnerLost {
+                owner,
+                fencing_token: token,
+                proof,
+                survivors,
+            };
+            commit(loss, LeaseChange::Pass(token))
         }
         Command::Finish { output, finisher } => {
             finish(registration, state, output, finisher, facts)
@@ -374,67 +372,90 @@ fn external_ref(
     }
 }
 
-fn begin(
+fn begin_wait(
     registration: &Registration,
     state: &ProcessState,
-    owner: ProcessOwner,
-    token: FencingToken,
-    reason: StartReason,
-    facts: Facts,
+    signal_name: String,
+    number: u64,
+    deadline_ms: Option<u64>,
 ) -> Result<Decision> {
-    require_running(registration, state)?;
-    match registration.disposition {
-        RecoveryDisposition::ExternallyOwned => {
-            return Err(illegal(registration, "it is executed elsewhere"));
-        }
-        RecoveryDisposition::OwnerBound if state.attempt > 0 => {
-            return Err(illegal(
-                registration,
-                "a started owner-bound process is never run again",
-            ));
-        }
-        RecoveryDisposition::OwnerBound | RecoveryDisposition::Rerunnable => {}
+    check_wait(registration, &signal_name, number)?;
+    if state.open_wait(&signal_name, number).is_some() {
+        return Err(Error::invalid(
+            "number",
+            format!("is {number}, and that wait for {signal_name} is open already"),
+            "each wait once",
+        )
+        .for_process(&registration.id));
     }
-    require_claim(registration, facts, token)?;
-    let of_process = |reason: &str, limit: &str| {
-        Error::invalid("start", reason, limit).for_process(&registration.id)
-    };
-    // What nobody holds and somebody asked to stop ends as it is, without running once more.
-    if state.cancel_request.is_some() {
-        return Err(of_process("comes after a request to cancel", "no request"));
-    }
-    if state.abandon_request.is_some() {
-        return Err(of_process("comes after a request to abandon", "no request"));
-    }
-    if (reason == StartReason::First) != (state.attempt == 0) {
-        return Err(of_process(
-            "gives a reason that is not that of its attempt",
-            "first for the first attempt and for no other",
-        ));
-    }
-    if (reason == StartReason::Recovery) != state.owner_lost.is_some() {
-        return Err(of_process(
-            "gives a reason that is not that of its attempt",
-            "recovery after the loss of an owner and after nothing else",
-        ));
-    }
-    let going_on = state.attempt > 0 && state.retry_pause.is_none() && state.owner_lost.is_none();
-    if facts.holder.is_some() && going_on {
-        // Claimed over its head, the loss of its owner would count against nothing.
-        return Err(of_process(
-            "comes before the loss of its owner is recorded",
-            "a lease that is free",
-        ));
+    if state.waits.len() >= OPEN_WAITS_MAX {
+        return Err(Error::Overloaded {
+            what: format!("open waits of process {}", registration.id),
+            limit: OPEN_WAITS_MAX as u64,
+        });
     }
     commit(
-        RuntimeEvent::Started {
-            owner,
-            attempt: state.attempt.saturating_add(1),
-            fencing_token: token,
-            reason,
+        RuntimeEvent::Waiting {
+            signal_name,
+            number,
+            deadline_ms,
         },
-        LeaseChange::Acquire(token),
+        LeaseChange::Keep,
     )
+}
+
+fn end_wait(
+    registration: &Registration,
+    state: &ProcessState,
+    signal_name: String,
+    number: u64,
+    result: WaitResult,
+) -> Result<Decision> {
+    check_wait(registration, &signal_name, number)?;
+    let refused = |reason: String, limit: &str| {
+        Error::invalid("result", reason, limit).for_process(&registration.id)
+    };
+    match result {
+        WaitResult::Signal { sequence } if sequence == 0 || sequence > state.last_sequence => {
+            return Err(refused(
+                format!("is event {sequence}, which the log does not have"),
+                "an event of the log",
+            ));
+        }
+        WaitResult::Dropped if state.open_wait(&signal_name, number).is_none() => {
+            return Err(refused(
+                format!("drops wait {number} for {signal_name}, which is not open"),
+                "an open wait",
+            ));
+        }
+        WaitResult::Signal { .. } | WaitResult::TimedOut | WaitResult::Dropped => {}
+    }
+    commit(
+        RuntimeEvent::Resumed {
+            signal_name,
+            number,
+            result,
+        },
+        LeaseChange::Keep,
+    )
+}
+
+/// Waits are for declared signals and are counted from 1.
+fn check_wait(registration: &Registration, signal_name: &str, number: u64) -> Result<()> {
+    let of_process = |error: Error| error.for_process(&registration.id);
+    check_signal_name("signal_name", signal_name).map_err(of_process)?;
+    let event_type = format!("{SIGNAL_EVENT_PREFIX}{signal_name}");
+    if registration.event_type(&event_type).is_none() {
+        return Err(Error::UndeclaredEvent {
+            process_id: registration.id.clone(),
+            event_type,
+            reason: "was not declared at start".to_owned(),
+        });
+    }
+    if number == 0 {
+        return Err(of_process(Error::invalid("number", "is 0", "from 1")));
+    }
+    Ok(())
 }
 
 pub(super) fn require_running(registration: &Registration, state: &ProcessState) -> Result<()> {
@@ -477,34 +498,6 @@ pub(super) fn require_claim(
         process_id: registration.id.clone(),
         token: token.get(),
     })
-}
-
-/// What an owner is lost by: its lease can be claimed now, and an attempt of its was going on.
-fn require_lost(
-    registration: &Registration,
-    state: &ProcessState,
-    facts: Facts,
-    token: FencingToken,
-    proof: AbandonProof,
-) -> Result<()> {
-    require_running(registration, state)?;
-    if registration.disposition != RecoveryDisposition::Rerunnable {
-        return Err(illegal(
-            registration,
-            "only rerunnable work outlives its owner",
-        ));
-    }
-    let proven = matches!(proof, AbandonProof::StoreEpoch | AbandonProof::Lapse);
-    let going_on = state.attempt > 0 && state.retry_pause.is_none() && state.owner_lost.is_none();
-    if !proven || !going_on || facts.holder.is_none() {
-        return Err(Error::invalid(
-            "owner",
-            "is not one that can be lost",
-            "the holder of a lease under which an attempt was going on",
-        )
-        .for_process(&registration.id));
-    }
-    require_claim(registration, facts, token)
 }
 
 pub(super) fn illegal(registration: &Registration, reason: &str) -> Error {

@@ -145,9 +145,14 @@ async fn look(dir: &Path) {
 
     let log = processes.events("again", 0).await.unwrap();
     let types: Vec<_> = log.iter().map(|event| event.event_type.as_str()).collect();
-    let expected = ["process.started", "process.started", "process.completed"];
+    let expected = [
+        "process.started",
+        "process.owner_lost",
+        "process.started",
+        "process.completed",
+    ];
     assert_eq!(types, expected, "{log:?}");
-    let (first, second) = (&log[0].payload, &log[1].payload);
+    let (first, second) = (&log[0].payload, &log[2].payload);
     // A new incarnation of the same runtime, in the same epoch, under a token that rose.
     let of = |payload: &Payload, name: &str| payload["owner"][name].clone();
     assert_ne!(of(first, "incarnation_id"), of(second, "incarnation_id"));

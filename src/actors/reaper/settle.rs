@@ -283,7 +283,13 @@ impl Settling<'_> {
             .store
             .commit_wait(WriteSet::new(conditions, vec![change]))
             .await?;
-        info!(process = %registration.id, outcome = ?state.terminal(), "recovered");
+        match state.terminal() {
+            Some(outcome) => {
+                info!(process = %registration.id, ?outcome, "recovered to its end");
+            }
+            None => info!(process = %registration.id, recoveries = state.recoveries,
+                "ready for another attempt after it lost its owner"),
+        }
         // Listeners look at the store themselves: the actor may be publishing at the same time.
         self.shared
             .written_by_others(&registration.id, registration.incarnation);

@@ -59,6 +59,14 @@ fn p1_every_field_of_the_state_is_compared_with_the_log() {
                     });
                 })
             }),
+            ("stored owner_lost", RICH, |s| {
+                s.with_state(&s.rich, |it| {
+                    it.owner_lost = Some(OwnerLoss {
+                        at_ms: 1,
+                        owner: None,
+                    });
+                })
+            }),
             ("stored external_ref", RICH, |s| {
                 s.with_state(&s.rich, |it| it.external_ref = Some(json!(1)))
             }),
@@ -225,6 +233,37 @@ fn e1_and_p2_a_log_that_cannot_have_happened_is_found() {
             }),
         ],
     );
+}
+
+#[test]
+fn a_lease_that_outlives_the_recorded_loss_of_its_owner_is_found() {
+    use crate::model::decide::{Command, Facts};
+
+    let host = Ground::memory().open();
+    let owner = host.owner();
+    let mut process = host.start(request("lost"));
+    let held = host.begin(&mut process, owner);
+    let token = host.store.next_token().unwrap();
+    let loses = Command::LoseOwner {
+        owner: Some(host.named(owner)),
+        token,
+        proof: AbandonProof::StoreEpoch,
+        survivors: Some(Vec::new()),
+    };
+    let facts = Facts {
+        replayed: None,
+        holder: Some(held),
+        claim: Some(token),
+    };
+    host.step(&mut process, loses, facts);
+    assert!(host.verified().is_clean());
+    let mut front = host.view().front(process.row()).unwrap().unwrap();
+    assert_eq!((front.owner, front.token), (0, token.get()));
+    front.owner = owner.get();
+    host.damage(vec![put_state(process.row(), front, &process.state)]);
+    let problems = host.verified().problems;
+    assert!(problems[0].what.contains("stored lease"), "{problems:#?}");
+    assert_eq!(problems.len(), 1, "{problems:#?}");
 }
 
 #[test]
