@@ -1,6 +1,12 @@
 //! Retention: policies and their filters, tombstones and what is refused once they are gone, and
 //! clocks that jump.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::allow_attributes,
+    reason = "a test that cannot go on says so"
+)]
+
 mod common;
 
 use std::sync::Arc;
