@@ -99,7 +99,11 @@ fn main() {
     }
     std::fs::create_dir_all(&ask.dir).expect("a directory to measure in");
     if let Some(case) = child {
-        return memory::child(&ask, &case);
+        match case.strip_prefix("sessions_") {
+            Some(stored) => sessions::child(&ask, stored.parse().expect("a size")),
+            None => memory::child(&ask, &case),
+        }
+        return;
     }
     for name in &names {
         if !FIGURES.iter().any(|(known, _)| known == name) {

@@ -1,5 +1,6 @@
 //! What a session sees, by how much else is stored; and what its subscribers cost a writer.
 
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -147,29 +148,34 @@ async fn median(ask: &Ask, name: &str, processes: &Processes) -> (f64, f64) {
     (at(5), at(1))
 }
 
-async fn sessions(ask: &Ask) {
-    let place = tempfile::tempdir_in(&ask.dir).expect("a directory");
-    let supervisor = Supervisor::builder(place.path())
+async fn open(place: &Path) -> Supervisor {
+    Supervisor::builder(place)
         .cache_capacity(CACHE_BYTES)
         .open()
         .await
-        .expect("a store");
-    let processes = supervisor.processes();
+        .expect("a store")
+}
+
+async fn sessions(ask: &Ask) {
+    let place = tempfile::tempdir_in(&ask.dir).expect("a directory");
     let mut stored = 0;
     let mut smallest = Vec::new();
     for size in SIZES {
         if ask.quick && size > QUICK_MAX {
             break;
         }
+        let supervisor = open(place.path()).await;
         grow(&supervisor, stored, size).await;
         stored = size;
-        for (at, name) in CALLS.into_iter().enumerate() {
-            let (ms, undisturbed) = median(ask, name, &processes).await;
-            print(
-                &json!({ "figure": "sessions", "call": name, "stored": stored,
-                "granted": GRANTED, "ms_median": rounded(ms),
-                "ms_p10": rounded(undisturbed), "cache_bytes": CACHE_BYTES }),
-            );
+        supervisor
+            .shutdown(ShutdownOptions::default())
+            .await
+            .expect("a shutdown");
+        for (at, (name, ms)) in CALLS
+            .into_iter()
+            .zip(in_child(ask, place.path(), stored))
+            .enumerate()
+        {
             match smallest.get(at) {
                 None => smallest.push(ms),
                 Some(first) => print(&json!({ "ratio": "sessions", "call": name,
@@ -177,10 +183,49 @@ async fn sessions(ask: &Ask) {
             }
         }
     }
-    supervisor
-        .shutdown(ShutdownOptions::default())
-        .await
-        .expect("a shutdown");
+}
+
+/// Measures in a process of its own: one that has just made a million processes has an allocator
+/// that shows it. The median of each call.
+fn in_child(ask: &Ask, place: &Path, stored: u64) -> Vec<f64> {
+    let binary = std::env::current_exe().expect("this binary");
+    let told = std::process::Command::new(binary)
+        .args(["--child", &format!("sessions_{stored}"), "--seconds"])
+        .arg(ask.seconds.as_secs_f64().to_string())
+        .arg("--dir")
+        .arg(place)
+        .output()
+        .expect("a child");
+    assert!(told.status.success(), "{told:?}");
+    let lines = String::from_utf8(told.stdout).expect("text");
+    let figure = |line: &str| {
+        let figure: Value = serde_json::from_str(line).expect("a figure");
+        print(&figure);
+        figure["ms_median"].as_f64().expect("a median")
+    };
+    lines.lines().map(figure).collect()
+}
+
+/// Measures a store of a size.
+pub(crate) fn child(ask: &Ask, stored: u64) {
+    runtime().block_on(async {
+        let supervisor = open(&ask.dir).await;
+        // The walk that each open begins with is behind it then.
+        supervisor.recover().await.expect("a sweep");
+        let processes = supervisor.processes();
+        for name in CALLS {
+            let (ms, undisturbed) = median(ask, name, &processes).await;
+            print(
+                &json!({ "figure": "sessions", "call": name, "stored": stored,
+                "granted": GRANTED, "ms_median": rounded(ms),
+                "ms_p10": rounded(undisturbed), "cache_bytes": CACHE_BYTES }),
+            );
+        }
+        supervisor
+            .shutdown(ShutdownOptions::default())
+            .await
+            .expect("a shutdown");
+    });
 }
 
 fn rounded(value: f64) -> f64 {
@@ -198,9 +243,16 @@ const PAIRS: usize = 5;
 pub(crate) fn subscribers(ask: &Ask) {
     let runtime = runtime();
     let mut ratios = Vec::new();
-    for _ in 0..PAIRS {
-        let alone = runtime.block_on(written(ask, 0));
-        let beside = runtime.block_on(written(ask, STALLED));
+    for pair in 0..PAIRS {
+        let run = |stalled| runtime.block_on(written(ask, stalled));
+        // Each goes first in turn: a machine that gets slower favours neither.
+        let (alone, beside) = if pair % 2 == 0 {
+            let alone = run(0);
+            (alone, run(STALLED))
+        } else {
+            let beside = run(STALLED);
+            (run(0), beside)
+        };
         // What a write costs, not how many there are.
         ratios.push(alone / beside);
     }
