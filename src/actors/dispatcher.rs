@@ -12,6 +12,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
 use super::runtime::Shared;
+use crate::model::RecoveryDisposition;
+use crate::model::record::Registration;
 use crate::store::keys::Row;
 
 /// A queued process.
@@ -23,6 +25,22 @@ pub(crate) struct QueueEntry {
     pub(crate) priority: i32,
     /// Time before which it is not started, by the steady clock.
     pub(crate) not_before_ms: u64,
+}
+
+impl QueueEntry {
+    /// The entry of a process that is executed here; none for one that is not.
+    pub(crate) fn of(registration: &Registration, not_before_ms: u64) -> Option<Self> {
+        if registration.disposition == RecoveryDisposition::ExternallyOwned {
+            return None;
+        }
+        Some(Self {
+            id: Arc::from(registration.id.as_str()),
+            row: Row::of(registration),
+            kind: Arc::from(registration.input.engine_kind()?),
+            priority: registration.priority,
+            not_before_ms,
+        })
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -60,9 +60,12 @@ impl Shared {
 
     /// Has the owner watched from now on.
     pub(super) fn set_fence(&self, fence: Fence) {
-        fence.watch(self.owner());
-        // Set once, before anything is executed.
+        // Set once, before anything is executed, and before it is told whom to watch: an incarnation
+        // that begins in between is told to it as well.
         let _ = self.owning.fence.set(fence);
+        if let Some(fence) = self.owning.fence.get() {
+            fence.watch(self.owner());
+        }
     }
 
     /// Watches no more, and waits until that is so.

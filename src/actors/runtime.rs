@@ -247,14 +247,8 @@ impl Shared {
 
     /// Queues a process for its next attempt.
     pub(crate) fn enqueue(&self, registration: &Registration, not_before_ms: u64) {
-        if let Some(kind) = registration.input.engine_kind() {
-            self.enqueue_entry(QueueEntry {
-                id: Arc::from(registration.id.as_str()),
-                row: Row::of(registration),
-                kind: Arc::from(kind),
-                priority: registration.priority,
-                not_before_ms,
-            });
+        if let Some(entry) = QueueEntry::of(registration, not_before_ms) {
+            self.enqueue_entry(entry);
         }
     }
 

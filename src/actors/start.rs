@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::dispatcher::QueueEntry;
 use super::errors::commit_error;
 use super::runtime::{ChildOf, Shared};
 use crate::engines::PayloadProblem;
@@ -187,16 +188,20 @@ impl Shared {
             hash,
         }];
         conditions.extend(start_as.conditions.iter().cloned());
-        let (hub, incarnation) = (Arc::clone(&self.hub), registration.incarnation);
+        let (shared, incarnation) = (Arc::clone(self), registration.incarnation);
+        let entry = QueueEntry::of(&registration, 0);
         let (answer, answered) = oneshot::channel();
         self.store.commit(
             WriteSet::new(conditions, vec![change]),
             // Told here, because the caller may be gone when it commits.
             Box::new(move |result| {
                 if result.is_ok() {
-                    hub.publish(incarnation, &[], false);
+                    shared.hub.publish(incarnation, &[], false);
                     for scope in granted_to.iter().chain(&wakes) {
-                        hub.scope_changed(scope);
+                        shared.hub.scope_changed(scope);
+                    }
+                    if let Some(entry) = entry {
+                        shared.enqueue_entry(entry);
                     }
                 }
                 let _ = answer.send(result);
@@ -207,9 +212,6 @@ impl Shared {
             .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))?;
         tracing::info!(process = %registration.id, incarnation = registration.incarnation.get(),
             originator = %registration.provenance.originator.scope_id(), "process started");
-        if registration.disposition != RecoveryDisposition::ExternallyOwned {
-            self.enqueue(&registration, 0);
-        }
         let state = ProcessState::initial(registration.created_at_ms);
         Ok(ProcessRecord::assemble(&registration, &state))
     }

@@ -261,8 +261,6 @@ pub(crate) async fn abandon_as(
             }
         }
     }
-    // Nobody may hold it: then the request is carried out at once.
-    shared.sweep_soon();
     shared
         .get(process_id)?
         .ok_or_else(|| Error::unknown(process_id))

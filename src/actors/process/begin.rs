@@ -131,7 +131,11 @@ impl Process {
                 reason,
                 not_before_ms,
             } if not_before_ms <= self.shared.steady_ms() => Ok(Some((reason, orphaned))),
-            RecoveryAction::Queue { .. } => Ok(None),
+            RecoveryAction::Queue { .. } => {
+                // It came too early: it is queued again, for its time.
+                self.shared.look_at(self.row);
+                Ok(None)
+            }
             RecoveryAction::Leave(_) => Ok(None),
             RecoveryAction::Release { .. }
             | RecoveryAction::Abandon { .. }

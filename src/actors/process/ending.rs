@@ -270,6 +270,10 @@ impl Process {
         if let Some(pause) = &self.durable.retry_pause {
             self.shared.enqueue(&self.registration, pause.retry_at_ms);
         }
+        if self.durable.terminal().is_none() {
+            // Something else may have been asked for meanwhile, or its time limit may pass.
+            self.shared.look_at(self.row);
+        }
     }
 
     pub(super) fn drop_execution(&mut self, token: FencingToken) {

@@ -34,6 +34,10 @@ impl Process {
                 self.shared.look_at(self.row);
             }
         }
+        if matches!(work.command, Command::RequestAbandon { .. }) {
+            // Nobody may hold it: then the request is carried out at once.
+            self.shared.look_at(self.row);
+        }
         match work.purpose {
             Purpose::Begin {
                 permit,

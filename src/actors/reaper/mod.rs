@@ -114,8 +114,8 @@ impl Actor for Reaper {
                     // V1: what another host committed, nobody here was told of.
                     state.shared.hub.nudge_all();
                     state.shared.attention.note_everything();
-                } else if state.ticks.is_multiple_of(EVERYTHING_EVERY) {
-                    state.shared.attention.note_everything();
+                } else if state.ticks.is_multiple_of(state.everything_every()) {
+                    state.shared.attention.note_walk();
                 }
                 state.sweep(&myself);
             }
@@ -159,15 +159,19 @@ impl Drop for Over {
     }
 }
 
-/// Of so many sweeps by interval one walks through everything, whatever was noted: minutes, at the
-/// default interval.
-const EVERYTHING_EVERY: u32 = 60;
-
 /// Time over which requests for a sweep are gathered: a process that cannot be claimed must not
 /// keep the reaper, and the disk, busy.
 const GATHER: Duration = Duration::from_millis(50);
 
 impl ReaperState {
+    /// Of so many sweeps by interval one walks through everything, whatever was noted: as many as fit
+    /// into a time to live.
+    fn everything_every(&self) -> u32 {
+        let config = &self.shared.config;
+        let fit = config.lease.ttl().as_millis() / config.sweep_every.as_millis().max(1);
+        u32::try_from(fit).unwrap_or(u32::MAX).max(1)
+    }
+
     fn retain(&mut self, myself: &ActorRef<ReaperMsg>) {
         if self.retaining || !self.shared.config.recover || self.shared.is_shutting_down() {
             return;

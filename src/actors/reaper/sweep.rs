@@ -45,6 +45,8 @@ pub(super) struct Page {
     named: HashSet<OwnerNumber>,
     /// Processes that were looked at.
     met: Vec<Incarnation>,
+    /// Of those, the ones that are executed elsewhere.
+    elsewhere: Vec<Row>,
     /// Not every process could be read.
     damaged: bool,
     /// Processes at which the next sweep has to look again.
@@ -84,7 +86,8 @@ impl<'a> Sweep<'a> {
 
     pub(super) async fn run(mut self, scope: Scope) -> Result<RecoveryReport> {
         match scope {
-            Scope::Everything => self.walk().await?,
+            Scope::Everything => self.walk(false).await?,
+            Scope::Walk => self.walk(true).await?,
             Scope::Rows(rows) => self.look_at(&rows).await?,
         }
         Ok(self.report)
@@ -103,21 +106,25 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
-    async fn walk(&mut self) -> Result<()> {
+    async fn walk(&mut self, passing_over: bool) -> Result<()> {
         let mut after: Option<Vec<u8>> = None;
+        let mut elsewhere = HashSet::new();
         loop {
             if self.shared.is_shutting_down() {
                 return Err(Error::ShuttingDown);
             }
             let shared = Arc::clone(self.shared);
-            let page = blocking(move || shared.recovery_page(after.as_deref())).await?;
+            let page =
+                blocking(move || shared.recovery_page(after.as_deref(), passing_over)).await?;
             after = page.next.clone();
+            elsewhere.extend(&page.elsewhere);
             self.take(page).await;
             if after.is_none() {
                 break;
             }
         }
         while self.one_done().await {}
+        self.shared.attention.keep_elsewhere(&elsewhere);
         self.shared.forget_timed(&self.ended);
         if !self.damaged {
             self.forget_owners().await;
@@ -224,13 +231,22 @@ impl<'a> Sweep<'a> {
 
 impl Shared {
     /// Looks at one page of the processes that have not ended. Blocks.
-    pub(super) fn recovery_page(&self, after: Option<&[u8]>) -> Result<Page> {
+    pub(super) fn recovery_page(&self, after: Option<&[u8]>, passing_over: bool) -> Result<Page> {
         let view = self.view()?;
         let rows = view.rows(&Index::Running, after, SWEEP_PAGE)?;
         let next = (rows.len() == SWEEP_PAGE)
             .then(|| rows.last().map(|(key, _)| key.to_vec()))
             .flatten();
-        let page = self.examine_rows(&view, rows.into_iter().map(|(_, row)| row).collect())?;
+        let rows = rows.into_iter().map(|(_, row)| row).collect();
+        let (rows, passed_over) = if passing_over {
+            self.attention.not_elsewhere(rows)
+        } else {
+            (rows, Vec::new())
+        };
+        let mut page = self.examine_rows(&view, rows)?;
+        page.met
+            .extend(passed_over.iter().map(|row| row.incarnation));
+        page.elsewhere.extend(passed_over);
         Ok(Page { next, ..page })
     }
 
@@ -262,7 +278,20 @@ impl Shared {
             page.named.insert(lease.owner);
         }
         let limited = summary.head.timeout.is_some();
+        // A child may have to be asked to cancel although nothing is noted of it.
+        let alone = summary.head.provenance.parent.is_none();
         let examined = self.examine(view, summary)?;
+        if let Examined::Done(_, step) = &examined
+            && alone
+            && self.store.exclusive_epoch().is_some()
+            && *step
+                == (RecoveryStep::Left {
+                    reason: LeaveReason::ExternallyOwned,
+                })
+        {
+            self.attention.found_elsewhere(row);
+            page.elsewhere.push(row);
+        }
         if let Examined::Done(_, step) = &examined
             && changes_with_time(*step, limited)
         {

@@ -167,7 +167,7 @@ async fn recovery_that_comes_late_leaves_the_attempt_alone_that_began_meanwhile(
     let runtime = ground.open(&["work"], 9).await;
     let shared = Arc::clone(&runtime.shared);
     // What a sweep found before another one, that of the open, made it ready.
-    let page = shared.recovery_page(None).unwrap();
+    let page = shared.recovery_page(None, false).unwrap();
     let stale = page.found.into_iter().find_map(|examined| match examined {
         Examined::Todo(task) => Some(task),
         Examined::Done(..) => None,

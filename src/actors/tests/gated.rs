@@ -479,6 +479,28 @@ async fn a_wake_is_announced_although_its_actor_is_gone() {
     shut(&runtime).await;
 }
 
+/// Whoever asked may be gone by the time it is committed.
+#[tokio::test]
+async fn a_start_that_nobody_waits_for_any_more_runs_all_the_same() {
+    let (runtime, gated, _) = open(idle).await;
+    let shared = Arc::clone(&runtime.shared);
+    hold_heartbeat(&gated).await;
+    let starting = {
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move { start(&shared, "p", RecoveryDisposition::Rerunnable).await })
+    };
+    until(|| gated.count() == 2).await;
+    starting.abort();
+    let _ = starting.await;
+    gated.open_gate();
+    until(|| {
+        let found = shared.get("p").unwrap();
+        found.is_some_and(|p| p.facets.started)
+    })
+    .await;
+    shut(&runtime).await;
+}
+
 /// Whoever is overtaken each time is told that, and not that there is nothing to give.
 #[tokio::test]
 async fn a_transfer_that_is_always_overtaken_says_so() {
