@@ -199,6 +199,10 @@ async fn once_a_tombstone_is_forgotten_a_late_start_begins_anew_and_old_cursors_
         })
         .await;
         let processes = supervisor.processes();
+        for number in 0..3 {
+            let kept = noted(&format!("kept-{number}"));
+            processes.start(kept, inline()).await.unwrap();
+        }
         ended(&processes, "first", "any").await;
         let page = processes.changes_since(&ChangeCursor::start(), 9).await;
         let before = page.unwrap().next;
@@ -230,8 +234,18 @@ async fn once_a_tombstone_is_forgotten_a_late_start_begins_anew_and_old_cursors_
         let refused = processes.prune_where(&selector).await.unwrap_err();
         assert!(matches!(refused, Error::CursorTooOld { .. }), "{refused:?}");
         // From the beginning, and from where that deletion was seen, it goes on.
-        let start = processes.changes_since(&ChangeCursor::start(), 9).await;
-        assert_eq!(start.unwrap().changes, []);
+        let mut cursor = ChangeCursor::start();
+        for number in 0..3 {
+            // Older than what was forgotten, and not to be refused for that.
+            let page = processes.changes_since(&cursor, 1).await.unwrap();
+            let [ProcessChange::Changed { record }] = &page.changes[..] else {
+                panic!("{page:?}");
+            };
+            assert_eq!(record.id, format!("kept-{number}"));
+            cursor = page.next;
+        }
+        let rest = processes.changes_since(&cursor, 9).await.unwrap();
+        assert_eq!(rest.changes, []);
         processes.changes_since(&page.next, 9).await.unwrap();
         let unknown = processes.await_output("first").await;
         assert!(

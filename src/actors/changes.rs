@@ -16,6 +16,9 @@ struct Said<'a> {
     epoch: u64,
     nonce: u64,
     position: u64,
+    /// The oldest deletion that was known when its reader began at the start. What was deleted
+    /// before that it never saw, so it need not be told.
+    floor: u64,
 }
 
 impl<'a> Said<'a> {
@@ -26,6 +29,7 @@ impl<'a> Said<'a> {
             epoch: parts.next()?.parse().ok()?,
             nonce: u64::from_str_radix(parts.next()?, 16).ok()?,
             position: parts.next()?.parse().ok()?,
+            floor: parts.next()?.parse().ok()?,
         };
         parts.next().is_none().then_some(said)
     }
@@ -45,15 +49,23 @@ impl Shared {
 
     /// The cursor of a position that a view shows. It names the newest epoch: on a store that several
     /// hosts share that may be another's.
-    fn cursor_at(&self, view: &View, position: u64) -> Result<ChangeCursor> {
+    fn cursor_at(&self, view: &View, position: u64, floor: u64) -> Result<ChangeCursor> {
         let (epoch, begins) = view.newest_feed_epoch()?.ok_or_else(|| Error::Corrupted {
             what: "feed without an epoch".to_owned(),
         })?;
         let store = self.store.store_id().simple();
         Ok(ChangeCursor(format!(
-            "{store}-{epoch}-{:016x}-{position}",
+            "{store}-{epoch}-{:016x}-{position}-{floor}",
             begins.nonce
         )))
+    }
+
+    /// The floor that the cursors behind one have.
+    fn floor_of(view: &View, cursor: &ChangeCursor) -> Result<u64> {
+        match Said::parse(&cursor.0) {
+            Some(said) => Ok(said.floor),
+            None => Ok(view.feed_bounds()?.0),
+        }
     }
 
     /// The position that a cursor stands for.
@@ -96,7 +108,7 @@ impl Shared {
         if position > newest {
             return invalid("is from the future: the store was restored from a copy");
         }
-        if position != 0 && position < oldest {
+        if oldest > position.max(said.floor) {
             // Deletions before this are no longer known.
             return Err(Error::CursorTooOld {
                 cursor: position,
@@ -124,6 +136,7 @@ impl Shared {
         blocking(move || {
             let view = shared.view()?;
             let after = shared.position_of(&view, &cursor)?;
+            let floor = Self::floor_of(&view, &cursor)?;
             let mut changes = Vec::new();
             let mut next = cursor;
             let mut bytes = 0;
@@ -131,7 +144,7 @@ impl Shared {
                 if bytes >= CHANGES_PAGE_BYTES_MAX {
                     break;
                 }
-                next = shared.cursor_at(&view, position)?;
+                next = shared.cursor_at(&view, position, floor)?;
                 changes.push(match entry {
                     FeedEntry::Changed { row, .. } => {
                         let Some((loaded, size)) = view.load_sized(row)? else {
