@@ -14,7 +14,6 @@ use crate::actors::reads::{blocking, gone};
 use crate::actors::runtime::Shared;
 use crate::model::{Error, ObservedProcessEvent, ProcessEvent, Result, SessionScope};
 use crate::store::keys::Row;
-use crate::store::read::View;
 
 /// Events that are taken from the tail or the log at a time.
 const BATCH: usize = 64;
@@ -215,6 +214,13 @@ impl Stream for Subscription {
     }
 }
 
+fn is_gone(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::NoLongerRetained { .. } | Error::UnknownProcess { .. }
+    )
+}
+
 async fn fetch(mut source: Source) -> (Source, Result<Batch>) {
     loop {
         // However much there is to read, others get their turn.
@@ -253,15 +259,21 @@ impl Source {
             }
             return Ok(front.terminal_at_ms().map(|_| Batch::End));
         }
-        let page = self.log_page(view).await?;
+        drop(view);
+        let page = self.log_page().await.map_err(|error| match &self.grants {
+            // Pruned in between.
+            Some(grants) if is_gone(&error) => grants.not_granted(),
+            _ => error,
+        })?;
         Ok(self.take(page.iter().map(ProcessEvent::observed).collect()))
     }
 
-    /// The next page of the log, read off the async threads: it may come from the disk.
-    async fn log_page(&self, view: View) -> Result<Vec<ProcessEvent>> {
+    /// The next page of the log, read off the async threads: it may come from the disk. On a view of
+    /// its own, taken there: a view that waits for a thread holds up the write-behind.
+    async fn log_page(&self) -> Result<Vec<ProcessEvent>> {
         let (shared, id) = (Arc::clone(&self.shared), self.process_id.clone());
         let (row, cursor) = (self.row, self.cursor);
-        blocking(move || shared.log_page(&view, &id, row, cursor, BATCH)).await
+        blocking(move || shared.log_page(&shared.view()?, &id, row, cursor, BATCH)).await
     }
 
     fn take(&mut self, events: Vec<ObservedProcessEvent>) -> Option<Batch> {
