@@ -342,6 +342,8 @@ async fn renewing_costs_one_commit_per_interval_however_many_processes_are_owned
         (intervals - 1..=intervals + 1).contains(&renewals),
         "{renewals} commits in {intervals} intervals"
     );
+    // A store is closed in real time: paused timers would not wait for it.
+    tokio::time::resume();
     close_clean(&supervisor).await;
 }
 
