@@ -37,6 +37,15 @@ pub(super) enum Examined {
     Todo(Task),
 }
 
+/// Where a process that is looked at was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// In the index of what has not ended, on the same view.
+    Index,
+    /// It was noted earlier.
+    Note,
+}
+
 /// What was found on one page.
 #[derive(Default)]
 pub(super) struct Page {
@@ -99,7 +108,8 @@ impl<'a> Sweep<'a> {
                 return Err(Error::ShuttingDown);
             }
             let (shared, rows) = (Arc::clone(self.shared), rows.to_vec());
-            let page = blocking(move || shared.examine_rows(&shared.view()?, rows)).await?;
+            let page =
+                blocking(move || shared.examine_rows(&shared.view()?, rows, Found::Note)).await?;
             self.take(page).await;
         }
         while self.one_done().await {}
@@ -243,18 +253,18 @@ impl Shared {
         } else {
             (rows, Vec::new())
         };
-        let mut page = self.examine_rows(&view, rows)?;
+        let mut page = self.examine_rows(&view, rows, Found::Index)?;
         page.met
             .extend(passed_over.iter().map(|row| row.incarnation));
         page.elsewhere.extend(passed_over);
         Ok(Page { next, ..page })
     }
 
-    fn examine_rows(&self, view: &View, rows: Vec<Row>) -> Result<Page> {
+    fn examine_rows(&self, view: &View, rows: Vec<Row>, from: Found) -> Result<Page> {
         let mut page = Page::default();
         for row in rows {
             page.met.push(row.incarnation);
-            match self.examine_row(view, row, &mut page) {
+            match self.examine_row(view, row, from, &mut page) {
                 Ok(examined) => page.found.extend(examined),
                 Err(error) => {
                     page.damaged = true;
@@ -268,11 +278,21 @@ impl Shared {
         Ok(page)
     }
 
-    fn examine_row(&self, view: &View, row: Row, page: &mut Page) -> Result<Option<Examined>> {
+    fn examine_row(
+        &self,
+        view: &View,
+        row: Row,
+        from: Found,
+        page: &mut Page,
+    ) -> Result<Option<Examined>> {
         let Some(summary) = view.summary(row)? else {
-            // It was noted, and is pruned by now. One of the index that is not there is damage,
-            // which `verify` names.
-            return Ok(None);
+            return match from {
+                // Pruned since.
+                Found::Note => Ok(None),
+                Found::Index => Err(Error::Corrupted {
+                    what: "it runs, and nothing is known of it".to_owned(),
+                }),
+            };
         };
         if let Some(lease) = summary.edges.lease {
             page.named.insert(lease.owner);
