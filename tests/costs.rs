@@ -81,7 +81,7 @@ async fn appends(supervisor: &Supervisor) {
     at_most("commits of an append", cost.commits, 1.01);
     at_most("syncs of an append", cost.syncs, 1.01);
     at_most("bytes of journal of an append", cost.journal_bytes, 540.0);
-    at_most("index keys of an append", cost.index_keys, 4.0);
+    at_most("index keys of an append", cost.index_keys, 2.0);
     at_most("allocations of an append", cost.allocations, 62.0);
 }
 
@@ -104,16 +104,16 @@ async fn lifecycles(supervisor: &Supervisor) {
     })
     .await;
     println!("a lifecycle of {EVENTS} events: {cost:?}");
-    // The start, the claim, the events, the end.
-    at_most("commits of a lifecycle", cost.commits, 13.05);
-    at_most("syncs of a lifecycle", cost.syncs, 13.05);
+    // The start, the claim, and the events with the end.
+    at_most("commits of a lifecycle", cost.commits, 3.05);
+    at_most("syncs of a lifecycle", cost.syncs, 3.05);
     at_most(
         "bytes of journal of a lifecycle",
         cost.journal_bytes,
-        9_000.0,
+        2_500.0,
     );
-    at_most("index keys of a lifecycle", cost.index_keys, 20.0);
-    at_most("allocations of a lifecycle", cost.allocations, 1_250.0);
+    at_most("index keys of a lifecycle", cost.index_keys, 12.0);
+    at_most("allocations of a lifecycle", cost.allocations, 780.0);
 }
 
 #[test]

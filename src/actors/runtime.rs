@@ -377,10 +377,10 @@ impl Shared {
             return Err(Error::unknown(id));
         };
         let incarnation = loaded.registration.incarnation;
-        let activation = Activation {
+        let activation = Box::new(Activation {
             shared: Arc::clone(self),
             loaded,
-        };
+        });
         let root = self.actors()?.root.clone();
         match ProcessActor::spawn_linked(None, ProcessActor, activation, root).await {
             Ok((actor, _)) => Ok((actor, incarnation)),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::model::record::{ProcessState, Registration};
 use crate::model::{
     Error, FencingToken, ProcessEvent, ProcessEventAppendRequest, ProcessRecord,
     ProcessStartRequest, Result,
@@ -102,11 +103,34 @@ pub(crate) trait ExecutionPort: Send + Sync {
     async fn heartbeat(&self) -> Result<()>;
 }
 
+/// The two halves of a process's record when an attempt of it begins, as its actor has them. They are
+/// put together for whoever asks: most engines do not, and a record is kilobytes.
+pub(crate) struct AttemptRecord {
+    registration: Arc<Registration>,
+    state: Arc<ProcessState>,
+    whole: OnceLock<Box<ProcessRecord>>,
+}
+
+impl AttemptRecord {
+    pub(crate) fn new(registration: Arc<Registration>, state: Arc<ProcessState>) -> Self {
+        Self {
+            registration,
+            state,
+            whole: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn whole(&self) -> &ProcessRecord {
+        self.whole
+            .get_or_init(|| Box::new(ProcessRecord::assemble(&self.registration, &self.state)))
+    }
+}
+
 /// An attempt's view of the runtime. Cheap to clone; closed when the attempt ends, after which
 /// every call answers `Superseded`.
 #[derive(Clone)]
 pub struct ProcessContext {
-    record: Arc<ProcessRecord>,
+    record: Arc<AttemptRecord>,
     fencing_token: FencingToken,
     cancel: CancelSignal,
     port: Arc<dyn ExecutionPort>,
@@ -115,8 +139,8 @@ pub struct ProcessContext {
 impl fmt::Debug for ProcessContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProcessContext")
-            .field("process_id", &self.record.id)
-            .field("attempt", &self.record.attempt)
+            .field("process_id", &self.process_id())
+            .field("attempt", &self.attempt())
             .field("fencing_token", &self.fencing_token)
             .finish_non_exhaustive()
     }
@@ -124,13 +148,13 @@ impl fmt::Debug for ProcessContext {
 
 impl ProcessContext {
     pub(crate) fn new(
-        record: Arc<ProcessRecord>,
+        record: AttemptRecord,
         fencing_token: FencingToken,
         cancel: CancelSignal,
         port: Arc<dyn ExecutionPort>,
     ) -> Self {
         Self {
-            record,
+            record: Arc::new(record),
             fencing_token,
             cancel,
             port,
@@ -140,19 +164,19 @@ impl ProcessContext {
     /// The id of the process.
     #[must_use]
     pub fn process_id(&self) -> &str {
-        &self.record.id
+        &self.record.registration.id
     }
 
     /// The record as it was when this attempt began: the registration, and what had become of it.
     #[must_use]
     pub fn record(&self) -> &ProcessRecord {
-        &self.record
+        self.record.whole()
     }
 
     /// Which attempt this is, from 1. Durable before the engine is called.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.record.attempt
+        self.record.state.attempt
     }
 
     /// The token under which this attempt's writes are accepted. An engine that writes elsewhere
@@ -233,7 +257,7 @@ impl ProcessContext {
         match self.port.wait_signal(signal_name, None).await? {
             Some(signal) => Ok(signal),
             None => Err(Error::Timeout {
-                what: format!("signal {signal_name} of process {}", self.record.id),
+                what: format!("signal {signal_name} of process {}", self.process_id()),
                 waited_ms: 0,
             }),
         }

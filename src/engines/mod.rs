@@ -7,8 +7,8 @@ mod failure;
 
 #[cfg(all(feature = "command", unix, not(target_os = "openbsd")))]
 pub use command::{CommandEngine, SurvivorPolicy};
+pub(crate) use context::{AttemptRecord, CancelSignal, ExecutionPort};
 pub use context::{CancelReason, ProcessContext};
-pub(crate) use context::{CancelSignal, ExecutionPort};
 pub use failure::{EngineFailure, EngineResult, PayloadProblem};
 
 use serde_json::Value;

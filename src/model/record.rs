@@ -104,6 +104,7 @@ impl Registration {
         facts: RegistrationFacts,
     ) -> Self {
         let mut event_types = request.event_types;
+        event_types.reserve_exact(facts.engine_event_types.len());
         for engine_type in facts.engine_event_types {
             if !event_types.iter().any(|own| own.name == engine_type.name) {
                 event_types.push(engine_type);

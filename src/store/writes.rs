@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::codec;
-use super::codec::stored::{StoredEffect, StoredEvent, StoredHead, StoredState};
+use super::codec::stored::{StoredEffect, StoredHead, StoredState, WrittenEvent};
 use super::error::StoreError;
 use super::keys::{self, Row};
 use super::read::{IdEntry, View};
@@ -69,11 +69,11 @@ pub(crate) fn append(
     let mut wakes = Vec::new();
     let mut values = Vec::with_capacity(events.len());
     for (sequence, event) in (first_sequence..).zip(events) {
-        values.push(codec::encode(&StoredEvent {
-            event_type: event.event_type.clone(),
+        values.push(codec::encode(&WrittenEvent {
+            event_type: &event.event_type,
             occurred_at_ms,
-            replay_key: event.replay.as_ref().map(|replay| replay.key.clone()),
-            payload: event.canonical.to_vec(),
+            replay_key: event.replay.as_ref().map(|replay| replay.key.as_str()),
+            payload: &event.canonical,
         })?);
         if let Some(replay) = &event.replay {
             replays.push(ReplayWrite {

@@ -17,9 +17,7 @@ use crate::engines::CancelReason;
 use crate::model::decide::Command;
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover, time_left_ms};
-use crate::model::{
-    Error, FencingToken, ProcessEvent, ProcessInput, ProcessRecord, RecoveryDisposition, Result,
-};
+use crate::model::{Error, FencingToken, ProcessEvent, ProcessInput, RecoveryDisposition, Result};
 
 impl Process {
     /// A slot is free: claims the process, if that is still what is to be done.
@@ -179,12 +177,11 @@ impl Process {
         }
         info!(process = %self.registration.id, attempt = self.durable.attempt,
             fencing_token = token.get(), owner = %owner.owner.owner_id, "attempt begins");
-        let record = ProcessRecord::assemble(&self.registration, &self.durable);
         let execution = Execution::launch(Launch {
             shared: Arc::clone(&self.shared),
             actor: self.myself.clone(),
             registration: Arc::clone(&self.registration),
-            record,
+            state: Arc::clone(&self.durable),
             engine,
             payload: payload.clone(),
             owner: Arc::clone(owner),

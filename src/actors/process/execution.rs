@@ -23,11 +23,12 @@ use crate::actors::dispatcher::SlotPermit;
 use crate::actors::keeper::OwnerHandle;
 use crate::actors::runtime::{Claimed, Shared};
 use crate::engines::{
-    CancelReason, CancelSignal, EngineFailure, EngineResult, ProcessContext, ProcessEngine,
+    AttemptRecord, CancelReason, CancelSignal, EngineFailure, EngineResult, ProcessContext,
+    ProcessEngine,
 };
 use crate::model::limits::PAYLOAD_BYTES_MAX;
-use crate::model::record::Registration;
-use crate::model::{FailureClass, FencingToken, Incarnation, ProcessRecord, json};
+use crate::model::record::{ProcessState, Registration};
+use crate::model::{FailureClass, FencingToken, Incarnation, json};
 
 /// How an execution is stopped, from any thread.
 #[derive(Debug, Clone)]
@@ -86,7 +87,7 @@ pub(super) struct Launch {
     pub(super) shared: Arc<Shared>,
     pub(super) actor: ActorRef<ProcessMsg>,
     pub(super) registration: Arc<Registration>,
-    pub(super) record: ProcessRecord,
+    pub(super) state: Arc<ProcessState>,
     pub(super) engine: Arc<dyn ProcessEngine>,
     pub(super) payload: Value,
     pub(super) owner: Arc<OwnerHandle>,
@@ -148,12 +149,12 @@ impl Execution {
         let span = tracing::info_span!(
             "execution",
             process = %launch.registration.id,
-            attempt = launch.record.attempt,
+            attempt = launch.state.attempt,
             fencing_token = launch.token.get(),
             owner = %launch.owner.owner.owner_id,
         );
-        let context =
-            ProcessContext::new(Arc::new(launch.record), launch.token, cancel.clone(), port);
+        let record = AttemptRecord::new(Arc::clone(&launch.registration), launch.state);
+        let context = ProcessContext::new(record, launch.token, cancel.clone(), port);
         launch.shared.task_began(launch.registration.incarnation);
         let mut guard = TaskGuard {
             shared: launch.shared,

@@ -8,11 +8,11 @@ use super::messages::{Answer, CommandReply};
 use crate::actors::dispatcher::SlotPermit;
 use crate::actors::keeper::OwnerHandle;
 use crate::actors::runtime::Claimed;
-use crate::model::decide::Command;
+use crate::model::decide::{Command, LeaseChange};
 use crate::model::lease::Lease;
 use crate::model::record::ProcessState;
 use crate::model::{FencingToken, ProcessEvent, Result, SessionScope};
-use crate::store::write_set::CommitResult;
+use crate::store::write_set::CommitError;
 
 /// Something to be decided.
 #[derive(Debug)]
@@ -55,18 +55,29 @@ pub(super) enum Purpose {
     Release { token: FencingToken },
 }
 
+/// Some work that a set carries out.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) work: Work,
+    /// How many of the set's events are its own.
+    pub(super) events: usize,
+    /// What becomes of the lease by it.
+    pub(super) lease: LeaseChange,
+}
+
 /// A set that was sent and has not come back.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) number: u64,
-    pub(super) work: Work,
+    /// What it carries out, in the order of its events; at least one.
+    pub(super) members: Vec<Member>,
     /// What it appended, with the bytes of each payload.
     pub(super) events: Vec<(Arc<ProcessEvent>, usize)>,
     /// What is durable once it has come back.
-    pub(super) state: ProcessState,
+    pub(super) state: Arc<ProcessState>,
     pub(super) lease: Option<Lease>,
     /// Answers that rest on it without having written anything.
     pub(super) behind: Vec<(Work, Result<Answer>)>,
     /// Its fate, where that was told before the fate of one sent earlier.
-    pub(super) result: Option<CommitResult>,
+    pub(super) result: Option<std::result::Result<(), CommitError>>,
 }

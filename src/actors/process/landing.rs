@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 
-use super::flight::{Flight, Purpose, Work};
+use super::flight::{Flight, Member, Purpose, Work};
 use super::messages::Answer;
 use super::state::Process;
 use crate::actors::errors::{commit_error, not_granted};
 use crate::model::decide::{Command, Finisher};
 use crate::model::{CompletionAuthority, Error, Result, SessionScope, WaitResult};
-use crate::store::write_set::{CommitError, CommitResult, Refusal};
+use crate::store::write_set::{CommitError, Refusal};
 
 impl Process {
     /// Answers some work that wrote nothing, once everything it rests on is durable.
@@ -22,7 +22,7 @@ impl Process {
     }
 
     /// Takes note of a fate. A store that is being closed may tell one before an earlier one.
-    pub(super) fn committed(&mut self, number: u64, result: CommitResult) {
+    pub(super) fn committed(&mut self, number: u64, result: std::result::Result<(), CommitError>) {
         if let Some(flight) = self.flights.iter_mut().find(|one| one.number == number) {
             flight.result = Some(result);
         }
@@ -40,6 +40,8 @@ impl Process {
             }
         }
         if self.flights.is_empty() {
+            // An actor may be idle for long.
+            self.flights.shrink_to(0);
             self.last_ticket = None;
             if self.broken {
                 self.mend();
@@ -49,7 +51,7 @@ impl Process {
 
     pub(super) fn landed(&mut self, flight: Flight) {
         let Flight {
-            work,
+            members,
             events,
             state,
             lease,
@@ -69,23 +71,54 @@ impl Process {
         self.shared
             .hub
             .publish(self.registration.incarnation, &events, ended);
-        let answer = match (&work.command, events.last()) {
-            (Command::Append { .. }, Some((event, _))) => Answer::Event(Arc::clone(event)),
-            (_, _) => Answer::Status(Arc::clone(&self.durable.status)),
-        };
-        self.follow_up(work, answer);
+        let mut rest = &events[..];
+        for Member { work, events, .. } in members {
+            let (own, others) = rest.split_at(events);
+            rest = others;
+            let answer = match (&work.command, own.last()) {
+                (Command::Append { .. }, Some((event, _))) => Answer::Event(Arc::clone(event)),
+                (_, _) => Answer::Status(Arc::clone(&self.durable.status)),
+            };
+            self.follow_up(work, answer);
+        }
         for (work, answer) in behind {
             self.conclude(work, answer);
         }
     }
 
     pub(super) fn refused(&mut self, flight: Flight, error: CommitError) {
-        self.broken = true;
-        let Flight { work, behind, .. } = flight;
-        self.refused_work(work, error);
+        if !std::mem::replace(&mut self.broken, true) {
+            // They were to be decided on what did not happen.
+            self.arrivals.extend(std::mem::take(&mut self.corked));
+        }
+        let Flight {
+            members, behind, ..
+        } = flight;
+        self.refused_members(members, error);
         // What was decided on it was decided on what did not happen.
         self.backlog
             .extend(behind.into_iter().map(|(work, _)| work));
+    }
+
+    /// What was sent together is decided again one by one, if a condition of one of them failed: it
+    /// shows whose that was.
+    fn refused_members(&mut self, mut members: Vec<Member>, error: CommitError) {
+        if members.len() > 1
+            && let CommitError::Refused(refusal) = &error
+            && *refusal != Refusal::Predecessor
+        {
+            self.reload = true;
+            self.backlog
+                .extend(members.into_iter().map(|member| member.work));
+            return;
+        }
+        let last = members.pop();
+        for member in members {
+            self.refused_work(member.work, error.clone());
+        }
+        if let Some(last) = last {
+            self.refused_work(last.work, error);
+        }
     }
 
     pub(super) fn refused_work(&mut self, mut work: Work, error: CommitError) {
@@ -174,7 +207,7 @@ impl Process {
         if std::mem::take(&mut self.reload) {
             self.adopt_store();
         } else {
-            self.state = self.durable.clone();
+            self.state = Arc::clone(&self.durable);
             self.lease = self.durable_lease;
         }
         let mut works = std::mem::take(&mut self.backlog);
@@ -194,7 +227,7 @@ impl Process {
             .and_then(|view| view.load(self.row));
         match loaded {
             Ok(Some(loaded)) => {
-                self.durable = loaded.state;
+                self.durable = Arc::new(loaded.state);
                 self.durable_lease = loaded.edges.lease;
             }
             Ok(None) => self.gone = true,
@@ -202,7 +235,7 @@ impl Process {
                 warn!(process = %self.registration.id, %error, "reload failed");
             }
         }
-        self.state = self.durable.clone();
+        self.state = Arc::clone(&self.durable);
         self.lease = self.durable_lease;
         let holder = self.durable_lease.map(|lease| lease.token);
         let lost = self

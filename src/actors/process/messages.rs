@@ -17,7 +17,7 @@ use crate::model::{
     CompletionAuthority, FencingToken, Incarnation, OwnerNumber, ProcessAwaitOutput, ProcessEvent,
     ProcessStatus, Result, SessionScope,
 };
-use crate::store::write_set::CommitResult;
+use crate::store::write_set::CommitError;
 
 /// What a host asks of a process. Cheap to clone: payloads are shared.
 #[derive(Debug, Clone)]
@@ -163,8 +163,13 @@ pub(crate) enum ShutdownOutcome {
 pub(crate) enum ProcessMsg {
     /// A host's command.
     Command(Box<CommandCall>),
+    /// What was in the mailbox when the first append was corked has been looked at.
+    Uncork,
     /// The fate of a set.
-    Committed { flight: u64, result: CommitResult },
+    Committed {
+        flight: u64,
+        result: std::result::Result<(), CommitError>,
+    },
     /// A slot is free for it.
     Begin { turn: Turn },
     /// What its log says of signals and waits.

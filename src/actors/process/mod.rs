@@ -6,6 +6,7 @@
 //! rest on what is in flight, wait for it. If a set is refused, everything decided on it is refused
 //! with it, and those commands are decided anew on what is durable.
 
+mod batch;
 mod begin;
 mod ending;
 mod execution;
@@ -36,22 +37,23 @@ pub(crate) struct ProcessActor;
 
 impl Actor for ProcessActor {
     type Msg = ProcessMsg;
-    type State = Process;
-    type Arguments = Activation;
+    // In boxes, because futures hold and move them: an actor is a task that is as large as the largest.
+    type State = Box<Process>;
+    type Arguments = Box<Activation>;
 
     async fn pre_start(
         &self,
         myself: ActorRef<ProcessMsg>,
-        activation: Activation,
-    ) -> Result<Process, ActorProcessingErr> {
-        Ok(Process::new(myself, activation))
+        activation: Box<Activation>,
+    ) -> Result<Box<Process>, ActorProcessingErr> {
+        Ok(Box::new(Process::new(myself, *activation)))
     }
 
     async fn handle(
         &self,
         myself: ActorRef<ProcessMsg>,
         message: ProcessMsg,
-        process: &mut Process,
+        process: &mut Box<Process>,
     ) -> Result<(), ActorProcessingErr> {
         // A panic takes this actor down, not the runtime: the supervisor hears of it, and the
         // process is recovered as its disposition says. Dropping the state aborts the execution.

@@ -4,44 +4,58 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::flight::{Flight, Purpose, Work};
+use super::flight::{Flight, Member, Purpose, Work};
 use super::messages::ProcessMsg;
 use super::state::Process;
 use crate::model::decide::{Command, EventDraft, Finisher, LeaseChange, Replayed, apply_drafts};
 use crate::model::lease::Lease;
 use crate::model::record::{ProcessState, Writer};
-use crate::model::{CompletionAuthority, Error, FencingToken, OwnerNumber, ProcessEvent};
+use crate::model::{CompletionAuthority, Error, FencingToken, OwnerNumber, ProcessEvent, Result};
 use crate::store::write_set::{Change, Condition, WriteSet};
 use crate::store::writes;
 
 impl Process {
-    /// Folds events into the newest state and sends them.
-    #[expect(
-        clippy::result_large_err,
-        reason = "the work comes back with the refusal, to be answered"
-    )]
+    /// Folds the events of some work into the newest state and sends them.
+    pub(super) fn send_alone(&mut self, work: Work, drafts: Vec<EventDraft>, lease: LeaseChange) {
+        let at_ms = self.shared.now_ms();
+        let before = Arc::clone(&self.state);
+        let events = drafts.len();
+        if let Err(error) = self.fold(&drafts, at_ms) {
+            self.state = before;
+            self.answer(work, Err(error));
+            return;
+        }
+        let member = Member {
+            work,
+            events,
+            lease,
+        };
+        self.send(vec![member], drafts, &before, at_ms);
+    }
+
+    /// Folds events into the newest state. After an error that is half done.
+    pub(super) fn fold(&mut self, drafts: &[EventDraft], at_ms: u64) -> Result<()> {
+        let state = Arc::make_mut(&mut self.state);
+        apply_drafts(&self.registration, state, drafts, at_ms).map_err(|error| {
+            // P4: the decision was wrong about the state, so it changes nothing.
+            Error::invalid("command", error.to_string(), "legal in this state")
+        })
+    }
+
+    /// Sends events that are folded into the newest state already, `before` being the state without
+    /// them, as one set. Only the last member may change the lease.
     pub(super) fn send(
         &mut self,
-        work: Work,
+        members: Vec<Member>,
         drafts: Vec<EventDraft>,
-        change: &LeaseChange,
-    ) -> Result<(), (Work, Error)> {
-        let at_ms = self.shared.now_ms();
-        let mut after = self.state.clone();
-        if let Err(error) = apply_drafts(&self.registration, &mut after, &drafts, at_ms) {
-            // P4: the decision was wrong about the state, so it changes nothing.
-            return Err((
-                work,
-                Error::invalid("command", error.to_string(), "legal in this state"),
-            ));
-        }
-        let owner = self.owner_of(&work);
-        let write = match writes::append(&self.registration, &drafts, &after, change, owner, at_ms)
-        {
-            Ok(write) => write,
-            Err(error) => return Err((work, error.into())),
+        before: &Arc<ProcessState>,
+        at_ms: u64,
+    ) {
+        let Some(last) = members.last() else {
+            return;
         };
-        let lease = match change {
+        let owner = self.owner_of(&last.work);
+        let lease = match &last.lease {
             LeaseChange::Keep => self.lease,
             LeaseChange::Acquire(token) => Some(Lease {
                 owner,
@@ -49,8 +63,26 @@ impl Process {
             }),
             LeaseChange::Release | LeaseChange::Pass(_) => None,
         };
-        let conditions = self.conditions(&work, &drafts, change);
-        let events = self.events_of(drafts, at_ms);
+        let written = writes::append(
+            &self.registration,
+            &drafts,
+            &self.state,
+            &last.lease,
+            owner,
+            at_ms,
+        );
+        let write = match written {
+            Ok(write) => write,
+            Err(error) => {
+                self.state = Arc::clone(before);
+                for member in members {
+                    self.answer(member.work, Err(error.clone().into()));
+                }
+                return;
+            }
+        };
+        let conditions = self.conditions(&members, &drafts, before.last_sequence);
+        let events = self.events_of(drafts, before.last_sequence, at_ms);
         if let Some(execution) = &mut self.execution {
             for (event, _) in &events {
                 // A signal that is on its way already ends the wait that it is for.
@@ -59,9 +91,8 @@ impl Process {
                 }
             }
         }
-        self.submit(work, conditions, write, events, after, lease);
+        self.submit(members, conditions, write, events, lease);
         self.resolve_ready_waits();
-        Ok(())
     }
 
     pub(super) fn owner_of(&self, work: &Work) -> OwnerNumber {
@@ -80,26 +111,44 @@ impl Process {
 
     pub(super) fn conditions(
         &self,
-        work: &Work,
+        members: &[Member],
         drafts: &[EventDraft],
-        change: &LeaseChange,
+        last_sequence: u64,
     ) -> Vec<Condition> {
         let row = self.row;
-        let mut conditions = vec![Condition::At {
-            row,
-            last_sequence: self.state.last_sequence,
-        }];
+        let mut conditions = vec![Condition::At { row, last_sequence }];
+        for member in members {
+            for condition in self.conditions_of(member) {
+                // What several owe to the same token is checked once.
+                if !conditions.contains(&condition) {
+                    conditions.push(condition);
+                }
+            }
+        }
+        for replay in drafts.iter().filter_map(|draft| draft.replay.as_ref()) {
+            conditions.push(Condition::ReplayFree {
+                incarnation: self.registration.incarnation,
+                key: replay.key.clone(),
+            });
+        }
+        conditions
+    }
+
+    fn conditions_of(&self, member: &Member) -> Vec<Condition> {
+        let row = self.row;
+        let mut conditions = Vec::new();
         let held = |token: FencingToken, live: bool, conditions: &mut Vec<Condition>| {
             conditions.push(Condition::Token { row, token });
             if let (true, Some(lease)) = (live, self.lease) {
                 conditions.push(Condition::OwnerLive { owner: lease.owner });
             }
         };
+        let work = &member.work;
         match &work.command {
             Command::Append {
                 writer: Writer::Owner(token),
                 ..
-            } => held(*token, *change == LeaseChange::Keep, &mut conditions),
+            } => held(*token, member.lease == LeaseChange::Keep, &mut conditions),
             Command::BeginWait { token, .. } | Command::EndWait { token, .. } => {
                 held(*token, true, &mut conditions);
             }
@@ -130,7 +179,7 @@ impl Process {
                 row,
                 scope: granted_to.clone(),
             }),
-            Command::RequestCancel { .. } if matches!(change, LeaseChange::Pass(_)) => {
+            Command::RequestCancel { .. } if matches!(member.lease, LeaseChange::Pass(_)) => {
                 conditions.push(Condition::LeaseFree { row });
             }
             Command::Append {
@@ -144,12 +193,6 @@ impl Process {
             | Command::LoseOwner { .. }
             | Command::Finish { .. } => {}
         }
-        for replay in drafts.iter().filter_map(|draft| draft.replay.as_ref()) {
-            conditions.push(Condition::ReplayFree {
-                incarnation: self.registration.incarnation,
-                key: replay.key.clone(),
-            });
-        }
         if let Some(scope) = &work.granted_to {
             conditions.push(Condition::Granted {
                 row,
@@ -159,12 +202,13 @@ impl Process {
         conditions
     }
 
-    pub(super) fn events_of(
+    fn events_of(
         &self,
         drafts: Vec<EventDraft>,
+        last_sequence: u64,
         at_ms: u64,
     ) -> Vec<(Arc<ProcessEvent>, usize)> {
-        (self.state.last_sequence + 1..)
+        (last_sequence + 1..)
             .zip(drafts)
             .map(|(sequence, draft)| {
                 let event = ProcessEvent {
@@ -181,42 +225,34 @@ impl Process {
             .collect()
     }
 
-    /// Sends a set, decided on everything that is in flight.
-    pub(super) fn submit(
+    /// Sends a set, decided on everything that is in flight, that leads to the newest state.
+    fn submit(
         &mut self,
-        work: Work,
+        members: Vec<Member>,
         conditions: Vec<Condition>,
         write: Change,
         events: Vec<(Arc<ProcessEvent>, usize)>,
-        after: ProcessState,
         lease: Option<Lease>,
     ) {
-        if let Purpose::Host(reply) = &work.purpose {
-            reply.mark_sent();
-        }
-        if let Command::Append { event, .. } = &work.command
-            && let Some(replay) = &event.replay
-        {
-            self.replays.insert(
-                replay.key.clone(),
-                Replayed {
-                    sequence: after.last_sequence,
-                    content: replay.content,
-                },
-            );
+        let mut last = self.state.last_sequence - events.len() as u64;
+        for Member { work, events, .. } in &members {
+            last += *events as u64;
+            if let Purpose::Host(reply) = &work.purpose {
+                reply.mark_sent();
+            }
+            self.note_replay(work, last);
         }
         let mut set = WriteSet::new(conditions, vec![write]);
         set.after = self.last_ticket.take();
         self.last_ticket = Some(set.ticket.clone());
         self.next_flight += 1;
         let number = self.next_flight;
-        self.state = after.clone();
         self.lease = lease;
         self.flights.push_back(Flight {
             number,
-            work,
+            members,
             events,
-            state: after,
+            state: Arc::clone(&self.state),
             lease,
             behind: Vec::new(),
             result: None,
@@ -234,7 +270,7 @@ impl Process {
                 }
                 let message = ProcessMsg::Committed {
                     flight: number,
-                    result,
+                    result: result.map(drop),
                 };
                 if myself.cast(message).is_err() {
                     // The actor is gone; whoever listens finds what was committed in the store.
@@ -242,6 +278,17 @@ impl Process {
                 }
             }),
         );
+    }
+
+    /// Remembers the replay key of an event that is in flight.
+    pub(super) fn note_replay(&mut self, work: &Work, sequence: u64) {
+        if let Command::Append { event, .. } = &work.command
+            && let Some(replay) = &event.replay
+        {
+            let content = replay.content;
+            self.replays
+                .insert(replay.key.clone(), Replayed { sequence, content });
+        }
     }
 
     /// Gives the lease back without an outcome.
@@ -262,7 +309,11 @@ impl Process {
             Condition::OwnerLive { owner: lease.owner },
         ];
         let write = writes::release(row, self.state.last_sequence);
-        let after = self.state.clone();
-        self.submit(work, conditions, write, Vec::new(), after, None);
+        let member = Member {
+            work,
+            events: 0,
+            lease: LeaseChange::Release,
+        };
+        self.submit(vec![member], conditions, write, Vec::new(), None);
     }
 }

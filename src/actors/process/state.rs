@@ -7,6 +7,7 @@ use std::time::Duration;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
+use super::batch::joins;
 use super::execution::Execution;
 use super::flight::{Flight, Purpose, Work};
 use super::messages::{Answer, CommandCall, HostCommand, ProcessMsg, ShutdownOutcome};
@@ -34,12 +35,16 @@ pub(crate) struct Process {
     pub(super) registration: Arc<Registration>,
     pub(super) row: Row,
     /// What is in the store.
-    pub(super) durable: ProcessState,
+    pub(super) durable: Arc<ProcessState>,
     pub(super) durable_lease: Option<Lease>,
     /// What will be, if everything in flight is accepted.
-    pub(super) state: ProcessState,
+    pub(super) state: Arc<ProcessState>,
     pub(super) lease: Option<Lease>,
     pub(super) flights: VecDeque<Flight>,
+    /// Appends that are decided together once what else is in the mailbox has been looked at.
+    pub(super) corked: Vec<Work>,
+    /// Bytes of their payloads.
+    pub(super) corked_bytes: usize,
     pub(super) next_flight: u64,
     pub(super) last_ticket: Option<Ticket>,
     /// Replay keys of events in flight.
@@ -71,16 +76,19 @@ impl Process {
             state,
             edges,
         } = activation.loaded;
+        let state = Arc::new(state);
         Self {
             shared: activation.shared,
             myself,
             registration: Arc::new(registration),
             row,
-            durable: state.clone(),
+            durable: Arc::clone(&state),
             durable_lease: edges.lease,
             state,
             lease: edges.lease,
             flights: VecDeque::new(),
+            corked: Vec::new(),
+            corked_bytes: 0,
             next_flight: 0,
             last_ticket: None,
             replays: HashMap::new(),
@@ -103,6 +111,7 @@ impl Process {
         match message {
             ProcessMsg::Command(call) => self.command(*call),
             ProcessMsg::Committed { flight, result } => self.committed(flight, result),
+            ProcessMsg::Uncork => self.uncork(),
             ProcessMsg::Begin { turn } => self.begin(turn),
             ProcessMsg::HistoryLoaded { turn, history } => self.history_loaded(turn, history),
             ProcessMsg::Ended { token, result } => self.ended(token, result),
@@ -188,6 +197,7 @@ impl Process {
             && !self.reading
             && !self.beginning
             && self.flights.is_empty()
+            && self.corked.is_empty()
             && self.backlog.is_empty()
             && self.arrivals.is_empty()
     }
@@ -263,8 +273,15 @@ impl Process {
     pub(super) fn decide(&mut self, work: Work) {
         if self.broken {
             self.arrivals.push_back(work);
+        } else if joins(&work) {
+            self.cork(work);
         } else {
-            self.decide_now(work);
+            self.uncork();
+            if self.broken {
+                self.arrivals.push_back(work);
+            } else {
+                self.decide_now(work);
+            }
         }
     }
 
@@ -281,13 +298,10 @@ impl Process {
             }
             work.tries += 1;
             let answer = match self.decision(&work) {
-                Ok(Decision::Commit { events, lease }) => match self.send(work, events, &lease) {
-                    Ok(()) => return,
-                    Err((work, error)) => {
-                        self.answer(work, Err(error));
-                        return;
-                    }
-                },
+                Ok(Decision::Commit { events, lease }) => {
+                    self.send_alone(work, events, lease);
+                    return;
+                }
                 Ok(Decision::Replayed { sequence }) => self.event_at(sequence).map(Answer::Event),
                 Ok(Decision::Unchanged) => Ok(Answer::Status(Arc::clone(&self.state.status))),
                 Err(error) => Err(error),

@@ -18,7 +18,8 @@ use tokio::task::JoinHandle;
 use super::CommandEngine;
 use super::procfs::group_members;
 use crate::engines::{
-    CancelReason, CancelSignal, EngineResult, ExecutionPort, ProcessContext, ProcessEngine,
+    AttemptRecord, CancelReason, CancelSignal, EngineResult, ExecutionPort, ProcessContext,
+    ProcessEngine,
 };
 use crate::model::event_type::SchemaSet;
 use crate::model::record::{ProcessState, Registration, RegistrationFacts};
@@ -62,7 +63,7 @@ async fn until_reaped(pid: u32) {
     .await;
 }
 
-fn record(attempt: u32) -> ProcessRecord {
+fn record(attempt: u32) -> AttemptRecord {
     let request = ProcessStartRequest::new(
         "p",
         ProcessInput::command(json!({})),
@@ -78,7 +79,7 @@ fn record(attempt: u32) -> ProcessRecord {
         attempt,
         ..ProcessState::initial(0)
     };
-    ProcessRecord::assemble(&registration, &state)
+    AttemptRecord::new(Arc::new(registration), Arc::new(state))
 }
 
 fn event(sequence: u64, request: ProcessEventAppendRequest) -> ProcessEvent {
@@ -107,6 +108,8 @@ impl FakePort {
             return Err(refusal);
         }
         let declared = record(1)
+            .whole()
+            .clone()
             .event_types
             .into_iter()
             .find(|known| known.name == request.event_type)
@@ -179,7 +182,7 @@ impl Attempt {
 
     fn start(&self, payload: Value) -> JoinHandle<EngineResult> {
         let cx = ProcessContext::new(
-            Arc::new(record(1)),
+            record(1),
             FencingToken(7),
             self.cancel.clone(),
             self.port.clone(),

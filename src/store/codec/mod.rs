@@ -7,6 +7,7 @@
 //! all of it was consumed are what make a body trustworthy.
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
+use bincode::enc::write::SizeWriter;
 use bytes::Bytes;
 
 use super::error::StoreError;
@@ -31,15 +32,47 @@ pub(crate) trait Stored: bincode::Encode + bincode::Decode<()> {
     const NAME: &'static str;
 }
 
-/// Encodes a value into its envelope.
-pub(crate) fn encode<T: Stored>(value: &T) -> Result<Bytes, StoreError> {
-    encode_after(&[], value)
+/// What a stored type looks like to its writer, borrowed: the same bytes without copies before.
+pub(crate) trait Written: bincode::Encode {
+    /// The stored type whose bytes these are.
+    type As: Stored;
 }
 
-/// Encodes a value whose body starts with some bytes in a layout of their own.
-pub(crate) fn encode_after<T: Stored>(front: &[u8], value: &T) -> Result<Bytes, StoreError> {
-    let body = encode_body(value)?;
-    seal::<T>(front, &body)
+impl<T: Stored> Written for T {
+    type As = T;
+}
+
+/// Encodes a value into its envelope, in one buffer of the right size.
+pub(crate) fn encode<T: Written>(value: &T) -> Result<Bytes, StoreError> {
+    let failed = |error| StoreError::Corrupted {
+        what: format!("{} cannot be encoded: {error}", T::As::NAME),
+    };
+    let mut sizer = SizeWriter::default();
+    bincode::encode_into_writer(value, &mut sizer, CONFIG).map_err(failed)?;
+    let mut bytes = Vec::with_capacity(ENVELOPE_LEN + sizer.bytes_written);
+    bytes.resize(ENVELOPE_LEN, 0);
+    bincode::encode_into_std_write(value, &mut bytes, CONFIG).map_err(failed)?;
+    let (head, body) = bytes.split_at_mut(ENVELOPE_LEN);
+    head.copy_from_slice(&envelope::<T::As>(&[], body)?);
+    Ok(Bytes::from(bytes))
+}
+
+/// What stands in front of a body that is in two parts.
+fn envelope<T: Stored>(front: &[u8], body: &[u8]) -> Result<[u8; ENVELOPE_LEN], StoreError> {
+    let length = u32::try_from(front.len() + body.len()).map_err(|_| StoreError::Corrupted {
+        what: format!("{} is too long to be stored", T::NAME),
+    })?;
+    let mut head = [0; ENVELOPE_LEN];
+    let (covered, checksum) = head.split_at_mut(ENVELOPE_LEN - 4);
+    covered[0] = T::KIND;
+    covered[1] = T::VERSION;
+    covered[2..].copy_from_slice(&length.to_le_bytes());
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(covered);
+    hasher.update(front);
+    hasher.update(body);
+    checksum.copy_from_slice(&hasher.finalize().to_le_bytes());
+    Ok(head)
 }
 
 /// The body of a value, to be sealed later.
@@ -51,18 +84,9 @@ pub(crate) fn encode_body<T: Stored>(value: &T) -> Result<Vec<u8>, StoreError> {
 
 /// Puts a body into its envelope.
 pub(crate) fn seal<T: Stored>(front: &[u8], body: &[u8]) -> Result<Bytes, StoreError> {
-    let length = u32::try_from(front.len() + body.len()).map_err(|_| StoreError::Corrupted {
-        what: format!("{} is too long to be stored", T::NAME),
-    })?;
+    let head = envelope::<T>(front, body)?;
     let mut bytes = Vec::with_capacity(ENVELOPE_LEN + front.len() + body.len());
-    bytes.push(T::KIND);
-    bytes.push(T::VERSION);
-    bytes.extend_from_slice(&length.to_le_bytes());
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&bytes);
-    hasher.update(front);
-    hasher.update(body);
-    bytes.extend_from_slice(&hasher.finalize().to_le_bytes());
+    bytes.extend_from_slice(&head);
     bytes.extend_from_slice(front);
     bytes.extend_from_slice(body);
     Ok(Bytes::from(bytes))

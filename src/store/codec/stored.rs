@@ -7,7 +7,7 @@
 use bincode::{Decode, Encode};
 use serde_json::Value;
 
-use super::Stored;
+use super::{Stored, Written};
 use crate::model::json;
 use crate::model::retention::Tombstone;
 use crate::model::{
@@ -112,6 +112,19 @@ pub(crate) struct StoredEvent {
     pub(crate) payload: Vec<u8>,
 }
 stored!(StoredEvent, 0x20, 1, "event");
+
+/// A [`StoredEvent`] to be written.
+#[derive(Debug, Encode)]
+pub(crate) struct WrittenEvent<'a> {
+    pub(crate) event_type: &'a str,
+    pub(crate) occurred_at_ms: u64,
+    pub(crate) replay_key: Option<&'a str>,
+    pub(crate) payload: &'a [u8],
+}
+
+impl Written for WrittenEvent<'_> {
+    type As = StoredEvent;
+}
 
 impl StoredEvent {
     pub(crate) fn into_event(

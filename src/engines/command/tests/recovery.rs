@@ -188,7 +188,9 @@ async fn an_event_that_says_nothing_ends_nothing() {
         assert_eq!(CommandEngine::new().end_survivors(&spawned).await, []);
     }
     assert_eq!(
-        CommandEngine::new().survivor_key(&record(3)).as_deref(),
+        CommandEngine::new()
+            .survivor_key(record(3).whole())
+            .as_deref(),
         Some("command.spawned/3")
     );
 }

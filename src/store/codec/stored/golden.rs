@@ -4,7 +4,7 @@
 //! are frozen: a change here is a change of the format, and needs a version. The first line of each
 //! is the envelope.
 
-use super::super::{decode, decode_body, encode, encode_after, open, seal};
+use super::super::{decode, decode_body, encode, encode_body, open, seal};
 use super::*;
 use crate::model::record::ProcessState;
 use crate::model::{FailureClass, ProcessError};
@@ -273,7 +273,8 @@ fn what_has_become_of_it() {
         (StateFront::default(), initial, STATE_INITIAL),
     ] {
         let bytes = bytes_of(hex);
-        let written = encode_after(&front.to_bytes(), &state).unwrap();
+        let written =
+            seal::<StoredState>(&front.to_bytes(), &encode_body(&state).unwrap()).unwrap();
         assert_eq!(&written[..], &bytes[..]);
         let (read, body) = StateFront::split(open::<StoredState>(&bytes).unwrap()).unwrap();
         assert_eq!(read, front);
@@ -286,6 +287,13 @@ fn what_has_become_of_it() {
         payload: b"{}".to_vec(),
     };
     frozen(&event, EVENT);
+    let written = WrittenEvent {
+        event_type: "note",
+        occurred_at_ms: 9,
+        replay_key: Some("r"),
+        payload: b"{}",
+    };
+    assert_eq!(encode(&written).unwrap(), encode(&event).unwrap());
     let owner = StoredOwner {
         name: owner(),
         expires_at_ms: 5,

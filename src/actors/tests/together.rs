@@ -1,0 +1,91 @@
+//! Appends that arrive together, and are committed together.
+
+use super::gated::{idle, open, open_at};
+use super::*;
+use crate::store::kv::Kv;
+
+/// Sends appends so that all of them are in the mailbox before the actor looks at the first: the test
+/// and the actor share a thread.
+fn send_at_once(shared: &Arc<Shared>, notes: [(usize, Option<&str>); 3]) -> Vec<Pending> {
+    notes
+        .map(|(content, key)| {
+            let request = ProcessEventAppendRequest::new("note", content)
+                .with_replay_key(key.map(str::to_owned));
+            let event = prepare_event("p", request).unwrap();
+            let shared = Arc::clone(shared);
+            tokio::spawn(async move { shared.append("p", event, None).await })
+        })
+        .into()
+}
+
+type Pending = tokio::task::JoinHandle<Result<ProcessEvent>>;
+
+async fn told(pending: Vec<Pending>) -> Vec<(u64, Value)> {
+    let mut told = Vec::new();
+    for one in pending {
+        let event = within(one).await.unwrap().unwrap();
+        told.push((event.sequence, (*event.payload).clone()));
+    }
+    told
+}
+
+#[tokio::test]
+async fn what_an_engine_says_at_once_is_one_commit_with_its_outcome() {
+    let (runtime, gated, _) = open(|cx: ProcessContext| async move {
+        for n in 0..10 {
+            cx.emit("note", n).await?;
+        }
+        Ok(json!("done"))
+    })
+    .await;
+    let shared = Arc::clone(&runtime.shared);
+    let before = gated.stats().commits;
+    start(&shared, "p", RecoveryDisposition::Rerunnable).await;
+    let output = within(shared.await_output("p")).await.unwrap();
+    assert_eq!(output, ProcessAwaitOutput::success(json!("done")));
+    // The start, the claim, and all the rest.
+    assert_eq!(gated.stats().commits - before, 3);
+    let log = shared.events("p", 0).await.unwrap();
+    let sequences: Vec<u64> = log.iter().map(|event| event.sequence).collect();
+    assert_eq!(sequences, (1..=12).collect::<Vec<_>>());
+    shut(&runtime).await;
+}
+
+#[tokio::test]
+async fn appends_that_arrive_together_share_a_commit_and_get_each_their_own_answer() {
+    let (runtime, gated, _) = open(idle).await;
+    let shared = Arc::clone(&runtime.shared);
+    start(&shared, "p", RecoveryDisposition::ExternallyOwned).await;
+    note(&shared, "p", 0).await.unwrap();
+    let before = gated.stats().commits;
+    // The third repeats the first, which is not committed yet.
+    let pending = send_at_once(&shared, [(7, Some("k")), (8, None), (7, Some("k"))]);
+    let first = (2, json!(7));
+    assert_eq!(told(pending).await, [first.clone(), (3, json!(8)), first]);
+    assert_eq!(gated.stats().commits - before, 1);
+    shut(&runtime).await;
+}
+
+#[tokio::test]
+async fn appends_that_were_refused_together_are_decided_anew_one_by_one() {
+    let store = MemoryKv::shared();
+    let put = Arc::default();
+    let (here, gated) = open_at(&store, &put, idle).await;
+    let (there, _) = open_at(&store, &put, idle).await;
+    let shared = Arc::clone(&here.shared);
+    start(&shared, "p", RecoveryDisposition::ExternallyOwned).await;
+    note(&shared, "p", 0).await.unwrap();
+    gated.shut();
+    let pending = send_at_once(&shared, [(1, None), (2, Some("k")), (3, None)]);
+    until(|| gated.count() == 1).await;
+    // Another host takes the replay key of the second, with the same content.
+    let request = ProcessEventAppendRequest::new("note", 2_usize).with_replay_key(Some("k".into()));
+    let event = prepare_event("p", request).unwrap();
+    let other = within(there.shared.append("p", event, None)).await.unwrap();
+    assert_eq!(other.sequence, 2);
+    gated.open_gate();
+    let expected = [(3, json!(1)), (2, json!(2)), (4, json!(3))];
+    assert_eq!(told(pending).await, expected);
+    shut(&here).await;
+    shut(&there).await;
+}
