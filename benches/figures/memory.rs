@@ -93,8 +93,17 @@ async fn active(store: &Path, count: u64) {
     let before = resident_bytes();
     start_waiting(&supervisor, WARM..WARM + count, &waits).await;
     settle(&supervisor).await;
-    let how = "engine waits for a signal";
-    say("active", count, before, resident_bytes(), how);
+    let between = resident_bytes();
+    say(
+        "active",
+        count,
+        before,
+        between,
+        "engine waits for a signal",
+    );
+    start_waiting(&supervisor, WARM + count..WARM + 2 * count, &waits).await;
+    settle(&supervisor).await;
+    say("active", count, between, resident_bytes(), "as many again");
     close(&supervisor).await;
 }
 

@@ -134,6 +134,7 @@ fn apply_runtime(
             if state.open_wait(signal_name, *number).is_some() {
                 return Err("that wait is open already");
             }
+            state.waits.reserve_exact(1);
             state.waits.push(SignalWait {
                 signal_name: signal_name.clone(),
                 number: *number,

@@ -78,7 +78,7 @@ impl Process {
             return;
         };
         let token = execution.token;
-        let Some(wait) = execution.waits.open.get_mut(&wait_id) else {
+        let Some(wait) = execution.waits.open.get_mut(wait_id) else {
             return;
         };
         if wait.phase != Phase::New {
@@ -101,7 +101,7 @@ impl Process {
 
     pub(super) fn wait_begun(&mut self, wait_id: u64) {
         if let Some(execution) = &mut self.execution {
-            if let Some(wait) = execution.waits.open.get_mut(&wait_id)
+            if let Some(wait) = execution.waits.open.get_mut(wait_id)
                 && wait.phase == Phase::New
             {
                 wait.phase = Phase::Begun;
@@ -131,7 +131,7 @@ impl Process {
             return;
         };
         let token = execution.token;
-        let Some(wait) = execution.waits.open.get_mut(&wait_id) else {
+        let Some(wait) = execution.waits.open.get_mut(wait_id) else {
             return;
         };
         if !matches!(wait.phase, Phase::New | Phase::Begun) {
@@ -156,7 +156,7 @@ impl Process {
     /// engine has dropped meanwhile ends as dropped instead: that is returned.
     pub(super) fn wait_unresolved(&mut self, wait_id: u64, mut work: Work) -> Option<Work> {
         let waits = &mut self.execution.as_mut()?.waits;
-        let wait = waits.open.get_mut(&wait_id)?;
+        let wait = waits.open.get_mut(wait_id)?;
         if wait.reply.is_some() {
             wait.phase = if wait.announced {
                 Phase::Begun
@@ -166,7 +166,7 @@ impl Process {
             return None;
         }
         if !wait.announced {
-            waits.open.remove(&wait_id);
+            waits.open.remove(wait_id);
             return None;
         }
         wait.phase = Phase::Ending(WaitResult::Dropped);
@@ -195,7 +195,7 @@ impl Process {
         let Some(wait_id) = waits.heard_by(listener) else {
             return;
         };
-        let Some(wait) = waits.open.get_mut(&wait_id) else {
+        let Some(wait) = waits.open.get_mut(wait_id) else {
             return;
         };
         wait.reply = None;
@@ -206,7 +206,7 @@ impl Process {
         match phase {
             Phase::New | Phase::Begun if announced => self.end_wait(wait_id, WaitResult::Dropped),
             Phase::New | Phase::Begun | Phase::Ended(_) => {
-                waits.open.remove(&wait_id);
+                waits.open.remove(wait_id);
             }
             // Its end goes on into the log; the entry goes when that is there.
             Phase::Ending(_) => {}
@@ -228,13 +228,13 @@ impl Process {
         let Some(execution) = &mut self.execution else {
             return;
         };
-        if let Some(wait) = execution.waits.open.get_mut(&wait_id)
+        if let Some(wait) = execution.waits.open.get_mut(wait_id)
             && let Phase::Ending(result) = wait.phase
         {
             if wait.reply.is_some() {
                 wait.phase = Phase::Ended(result);
             } else {
-                execution.waits.open.remove(&wait_id);
+                execution.waits.open.remove(wait_id);
             }
         }
         self.deliver_waits();
@@ -281,7 +281,7 @@ impl Process {
             phase: Phase::Ended(result),
             reply: Some(reply),
             ..
-        }) = execution.waits.open.remove(&wait_id)
+        }) = execution.waits.open.remove(wait_id)
         else {
             return;
         };
@@ -306,7 +306,7 @@ impl Process {
         let wait = self
             .execution
             .as_mut()
-            .and_then(|execution| execution.waits.open.remove(&wait_id));
+            .and_then(|execution| execution.waits.open.remove(wait_id));
         if let Some(reply) = wait.and_then(|wait| wait.reply) {
             let _ = reply.send(Err(error));
         }

@@ -117,8 +117,31 @@ pub(super) struct OpenWait {
     pub(super) reply: Option<WaitReply>,
 }
 
+/// Open waits by their ids: an attempt seldom has more than one, so a list that takes no more room
+/// than that.
 #[derive(Debug, Default)]
+pub(super) struct OpenWaits(Vec<(u64, OpenWait)>);
+
+impl OpenWaits {
+    pub(super) fn insert(&mut self, wait_id: u64, wait: OpenWait) {
+        self.0.reserve_exact(1);
+        self.0.push((wait_id, wait));
+    }
+
+    pub(super) fn get_mut(&mut self, wait_id: u64) -> Option<&mut OpenWait> {
+        let found = self.0.iter_mut().find(|(id, _)| *id == wait_id);
+        found.map(|(_, wait)| wait)
+    }
+
+    pub(super) fn remove(&mut self, wait_id: u64) -> Option<OpenWait> {
+        let at = self.0.iter().position(|(id, _)| *id == wait_id)?;
+        Some(self.0.swap_remove(at).1)
+    }
+}
+
+#[derive(Debug)]
 struct Numbers {
+    signal_name: String,
     next: u64,
     /// Given back by waits that were dropped; taken again first.
     returned: BTreeSet<u64>,
@@ -128,8 +151,9 @@ struct Numbers {
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     history: History,
-    numbers: HashMap<String, Numbers>,
-    pub(super) open: HashMap<u64, OpenWait>,
+    /// By name; few, as names are declared.
+    numbers: Vec<Numbers>,
+    pub(super) open: OpenWaits,
 }
 
 impl Waits {
@@ -157,21 +181,33 @@ impl Waits {
 
     /// Gives a new wait its number.
     pub(super) fn take_number(&mut self, signal_name: &str) -> u64 {
-        let numbers = self.numbers.entry(signal_name.to_owned()).or_default();
-        match numbers.returned.pop_first() {
-            Some(number) => number,
-            None => {
+        let known = self.numbers_of(signal_name);
+        if let Some(numbers) = known {
+            return numbers.returned.pop_first().unwrap_or_else(|| {
                 numbers.next += 1;
                 numbers.next
-            }
+            });
         }
+        self.numbers.reserve_exact(1);
+        self.numbers.push(Numbers {
+            signal_name: signal_name.to_owned(),
+            next: 1,
+            returned: BTreeSet::new(),
+        });
+        1
     }
 
     /// Takes a number back.
     pub(super) fn return_number(&mut self, signal_name: &str, number: u64) {
-        if let Some(numbers) = self.numbers.get_mut(signal_name) {
+        if let Some(numbers) = self.numbers_of(signal_name) {
             numbers.returned.insert(number);
         }
+    }
+
+    fn numbers_of(&mut self, signal_name: &str) -> Option<&mut Numbers> {
+        self.numbers
+            .iter_mut()
+            .find(|numbers| numbers.signal_name == signal_name)
     }
 
     /// What a wait of this number returned in an earlier attempt.
@@ -194,6 +230,7 @@ impl Waits {
     /// The open wait that an engine knows by this id.
     pub(super) fn heard_by(&self, wait_id: u64) -> Option<u64> {
         self.open
+            .0
             .iter()
             .find(|(_, wait)| wait.listener == wait_id)
             .map(|(key, _)| *key)
@@ -202,7 +239,7 @@ impl Waits {
     /// An open wait that nobody listens to any more and whose signal is on its way to the log: the
     /// next wait of its number takes its place.
     pub(super) fn adoptable(&mut self, signal_name: &str, number: u64) -> Option<&mut OpenWait> {
-        self.open.values_mut().find(|wait| {
+        self.open.0.iter_mut().map(|(_, wait)| wait).find(|wait| {
             wait.reply.is_none()
                 && wait.number == number
                 && wait.signal_name == signal_name
@@ -220,6 +257,7 @@ impl Waits {
     pub(super) fn ready(&self) -> Vec<(u64, u64)> {
         let mut ready: Vec<_> = self
             .open
+            .0
             .iter()
             .filter(|(_, wait)| matches!(wait.phase, Phase::New | Phase::Begun))
             .filter_map(|(id, wait)| Some((*id, self.signal(&wait.signal_name, wait.number)?)))
@@ -230,13 +268,17 @@ impl Waits {
 
     /// Whether the engine waits for something that has not come.
     pub(super) fn is_waiting(&self) -> bool {
-        self.open.values().any(|wait| wait.phase == Phase::Begun)
+        self.open
+            .0
+            .iter()
+            .any(|(_, wait)| wait.phase == Phase::Begun)
     }
 
     /// Waits that have ended and whose engine has not been told.
     pub(super) fn ended(&self) -> Vec<u64> {
         let mut ended: Vec<_> = self
             .open
+            .0
             .iter()
             .filter(|(_, wait)| matches!(wait.phase, Phase::Ended(_)))
             .map(|(id, _)| *id)
