@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use futures_core::Stream;
 use procession::*;
 use tokio::task::JoinSet;
 
