@@ -23,7 +23,7 @@ use super::{Ask, print};
 /// Stored processes at which it is measured.
 const SIZES: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
 /// The largest with `--quick`.
-const QUICK_MAX: u64 = 100_000;
+const QUICK_MAX: u64 = 10_000;
 /// Processes granted to each of the two sessions.
 const GRANTED: u64 = 50;
 /// Of every so many of the first thousand processes, one belongs to each session.
@@ -31,7 +31,7 @@ const EVERY: u64 = 20;
 const CACHE_BYTES: u64 = 64 << 20;
 /// Rounds, and how many with `--quick`.
 const ROUNDS: usize = 7;
-const QUICK_ROUNDS: usize = 7;
+const QUICK_ROUNDS: usize = 3;
 /// Calls that a measurement begins with and does not count, and those that it counts at least.
 const WARMING: usize = 20;
 const COUNTED_MIN: usize = 100;
