@@ -1,11 +1,14 @@
-//! Random grants, revocations, transfers, deletions of sessions, starts and prunes, against a
-//! reference model that shares no code with the crate, on both stores, with reopens in between.
+//! Random grants, revocations, transfers, deletions of sessions, starts, prunes and tombstones that are
+//! forgotten, against a reference model that shares no code with the crate, on both stores, with
+//! reopens in between.
 
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Place, close_clean, external, inline};
+use std::time::Duration;
+
+use common::{Place, close_clean, external, inline, pause, within};
 use procession::{
     CompletionAuthority, Error, ProcessAwaitOutput, ProcessHandleDescriptor, ProcessListFilter,
     ProcessOriginator, ProcessStartGrant, ProcessStartRequest, Processes, SessionScope, Supervisor,
@@ -32,6 +35,8 @@ enum Step {
     DeleteSession(u8),
     End(u8),
     Prune,
+    /// Every tombstone is past its time.
+    Forget,
     Reopen,
 }
 
@@ -234,6 +239,10 @@ impl Model {
                 }
             }),
             Step::Prune => self.prune(),
+            Step::Forget => {
+                self.tombs.clear();
+                Answer::Done
+            }
             Step::Reopen => Answer::Done,
         }
     }
@@ -359,8 +368,31 @@ async fn take(supervisor: &Supervisor, step: &Step) -> Answer {
         Step::Prune => answer(processes.prune(u64::MAX).await, |report| {
             Answer::Took(report.pruned_processes, report.grants)
         }),
-        Step::Reopen => Answer::Done,
+        // In `drive`: the runtime is opened anew for them.
+        Step::Forget | Step::Reopen => Answer::Done,
     }
+}
+
+/// Opens for as long as it takes to forget every tombstone.
+async fn forget(place: &Place) {
+    let supervisor = place
+        .builder()
+        .keep_tombstones_for(Duration::ZERO)
+        .retain_every(Duration::from_millis(50))
+        .open()
+        .await
+        .unwrap();
+    let processes = supervisor.processes();
+    for number in 0..IDS {
+        within(async {
+            let pruned = |refused| matches!(refused, Err(Error::NoLongerRetained { .. }));
+            while pruned(processes.grants_of(&id(number)).await) {
+                pause().await;
+            }
+        })
+        .await;
+    }
+    close_clean(&supervisor).await;
 }
 
 fn named(processes: Vec<procession::ObservedProcess>) -> Vec<String> {
@@ -471,7 +503,8 @@ fn steps() -> impl Strategy<Value = Step> {
         4 => (scopes(), scopes(), numbers()).prop_map(|(a, b, n)| Step::SessionTransfer(a, b, n)),
         1 => (0..SESSIONS).prop_map(Step::DeleteSession),
         3 => (0..IDS).prop_map(Step::End),
-        2 => Just(Step::Prune),
+        3 => Just(Step::Prune),
+        1 => Just(Step::Forget),
         1 => Just(Step::Reopen),
     ]
 }
@@ -483,8 +516,11 @@ async fn drive(place: &Place, steps: &[Step]) {
         let expected = model.step(step);
         let found = take(&supervisor, step).await;
         assert_eq!(found, expected, "step {number}: {step:?}");
-        if let Step::Reopen = step {
+        if matches!(step, Step::Reopen | Step::Forget) {
             close_clean(&supervisor).await;
+            if let Step::Forget = step {
+                forget(place).await;
+            }
             supervisor = place.builder().open().await.unwrap();
         }
         compare(&model, &supervisor).await;

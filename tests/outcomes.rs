@@ -233,13 +233,15 @@ async fn e6_a_subscription_is_contiguous_at_the_seam_under_concurrent_writes() {
             });
         }
         let mut readers = JoinSet::new();
+        let (written, all_written) = tokio::sync::watch::channel(false);
         for n in 0..20 {
             let after = n * 40;
             let mut subscription = processes.subscribe("p", after).await.unwrap();
+            let mut all_written = all_written.clone();
             readers.spawn(async move {
                 if n % 4 == 0 {
-                    // A slow one: everybody else is long done when it begins to read.
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    // A slow one: all is written when it begins to read.
+                    all_written.wait_for(|all| *all).await.unwrap();
                 }
                 (after, drain(&mut subscription).await)
             });
@@ -250,6 +252,7 @@ async fn e6_a_subscription_is_contiguous_at_the_seam_under_concurrent_writes() {
             .complete_external("p", ProcessAwaitOutput::success(1), host())
             .await
             .unwrap();
+        written.send(true).unwrap();
         let last = WRITERS * EACH + 1;
         while let Some(read) = within(readers.join_next()).await {
             let (after, sequences) = read.unwrap();

@@ -302,3 +302,73 @@ async fn a_subscriber_is_shown_what_the_log_holds() {
     assert!(matches!(polled(&mut live), Poll::Pending));
     close_clean(&supervisor).await;
 }
+
+/// What may happen between the terminal event and the next poll.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Then {
+    Prune,
+    Revoke,
+    Delete,
+    Close,
+}
+
+#[tokio::test]
+async fn e6_what_has_yielded_the_terminal_event_ends_without_an_error_whatever_follows() {
+    let scope = SessionScope::new("s");
+    for then in [Then::Prune, Then::Revoke, Then::Delete, Then::Close] {
+        for place in Place::both() {
+            let supervisor = place.builder().open().await.unwrap();
+            let processes = supervisor.processes();
+            let session = supervisor.session(scope.clone()).processes();
+            let grant = ProcessStartGrant::new(scope.clone(), "p");
+            let request = noted("p").with_grant(Some(grant));
+            processes.start(request, inline()).await.unwrap();
+            notes(&processes, "p", 2).await;
+            // Two that are told of the end, and two that read it.
+            let mut open = Vec::new();
+            for from_log in [false, true] {
+                if from_log {
+                    complete(&processes, "p").await;
+                }
+                let mut host = processes.subscribe("p", 2).await.unwrap();
+                let mut own = session.subscribe("p", 2).await.unwrap();
+                if !from_log {
+                    assert!(polled(&mut host).is_pending() && polled(&mut own).is_pending());
+                }
+                open.extend([(host, false), (own, true)]);
+            }
+            for (subscription, _) in &mut open {
+                assert_eq!(next(subscription).await.unwrap().unwrap().sequence, 3);
+            }
+            // These have it at hand and have not shown it.
+            let mut shown_one = processes.subscribe("p", 1).await.unwrap();
+            let mut own_shown_one = session.subscribe("p", 1).await.unwrap();
+            for subscription in [&mut shown_one, &mut own_shown_one] {
+                assert_eq!(next(subscription).await.unwrap().unwrap().sequence, 2);
+            }
+            match then {
+                Then::Prune => drop(processes.prune(u64::MAX).await.unwrap()),
+                Then::Revoke => processes.revoke(&scope, "p").await.unwrap(),
+                Then::Delete => drop(processes.delete_session("s").await.unwrap()),
+                Then::Close => drop(close(&supervisor).await),
+            }
+            for (subscription, own) in &mut open {
+                let end = next(subscription).await;
+                assert!(end.is_none(), "{then:?}, own: {own}: {end:?}");
+            }
+            assert_eq!(next(&mut shown_one).await.unwrap().unwrap().sequence, 3);
+            assert!(next(&mut shown_one).await.is_none());
+            let rest = next(&mut own_shown_one).await;
+            if matches!(then, Then::Revoke | Then::Delete) {
+                let refused = matches!(rest, Some(Err(Error::NotGranted { .. })));
+                assert!(refused, "{then:?}: {rest:?}");
+            } else {
+                assert_eq!(rest.unwrap().unwrap().sequence, 3, "{then:?}");
+            }
+            assert!(next(&mut own_shown_one).await.is_none());
+            if then != Then::Close {
+                close_clean(&supervisor).await;
+            }
+        }
+    }
+}

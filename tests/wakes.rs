@@ -272,16 +272,16 @@ async fn wakes_that_are_put_off_do_not_hide_new_ones() {
     assert_eq!(second[0].text, "1000");
     assert_eq!(processes.wakes_after(&target, 0).await.unwrap(), first);
     let seen = second[0].wake_id;
-    let waiting = tokio::spawn({
-        let (processes, target) = (processes.clone(), target.clone());
-        async move { processes.next_wakes_after(&target, seen).await }
-    });
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    assert!(!waiting.is_finished(), "nothing new yet");
-    // One that goes away makes no difference to where it goes on.
-    processes.ack_wake(&target, seen).await.unwrap();
-    append(&processes, "p", "ping", text("new")).await;
-    let new = within(waiting).await.unwrap().unwrap();
+    // Polled first: it waits when the other begins.
+    let (new, ()) = within(async {
+        tokio::join!(processes.next_wakes_after(&target, seen), async {
+            // One that goes away makes no difference to where it goes on.
+            processes.ack_wake(&target, seen).await.unwrap();
+            append(&processes, "p", "ping", text("new")).await;
+        })
+    })
+    .await;
+    let new = new.unwrap();
     assert_eq!(new.len(), 1);
     assert_eq!(new[0].text, "new");
     for after in [new[0].wake_id, u64::MAX] {

@@ -25,6 +25,7 @@ mod setup;
 mod signal;
 mod size;
 mod start;
+mod subscribers;
 mod syncs;
 
 use std::path::PathBuf;
@@ -59,7 +60,7 @@ const FIGURES: &[Figure] = &[
     ("disk", disk::run),
     ("recovery", recovery::run),
     ("sessions", sessions::run),
-    ("subscribers", sessions::subscribers),
+    ("subscribers", subscribers::run),
 ];
 
 fn main() {
@@ -99,9 +100,9 @@ fn main() {
     }
     std::fs::create_dir_all(&ask.dir).expect("a directory to measure in");
     if let Some(case) = child {
-        match case.strip_prefix("sessions_") {
-            Some(stored) => sessions::child(&ask, stored.parse().expect("a size")),
-            None => memory::child(&ask, &case),
+        match case.as_str() {
+            "sessions" => sessions::child(&ask),
+            _ => memory::child(&ask, &case),
         }
         return;
     }

@@ -1,24 +1,26 @@
-//! What a session sees, by how much else is stored; and what its subscribers cost a writer.
+//! What a session sees, by how much else is stored.
+//!
+//! The stores of all sizes are made first, each from a copy of the one before. Then each is opened in a
+//! process of its own (one that has just made a million processes has an allocator that shows it), which
+//! keeps it open and measures when it is told to. In every round each call is measured on all stores,
+//! one right after the other, so that a machine that gets slower or busier is so for all of them; a
+//! ratio compares figures of one round, and the middle one of all rounds counts.
 
-use std::path::Path;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use futures_core::Stream;
 use procession::{
-    ExecutionScope, ProcessEventAppendRequest, ProcessEventType, ProcessListFilter,
-    ProcessOriginator, ProcessStartGrant, ProcessStartRequest, Processes, ScopedEffectController,
-    SessionScope, ShutdownOptions, Subscription, Supervisor,
+    ProcessEventAppendRequest, ProcessEventType, ProcessListFilter, ProcessOriginator,
+    ProcessStartGrant, ProcessStartRequest, Processes, SessionScope, Supervisor,
 };
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 
-use super::load;
+use super::setup::{self, inline, median, rounded, runtime};
 use super::{Ask, print};
 
-/// Stored processes at which it is measured; the store grows from one to the next.
+/// Stored processes at which it is measured.
 const SIZES: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
 /// The largest with `--quick`.
 const QUICK_MAX: u64 = 10_000;
@@ -26,24 +28,13 @@ const QUICK_MAX: u64 = 10_000;
 const GRANTED: u64 = 50;
 /// Of every so many of the first thousand processes, one belongs to each session.
 const EVERY: u64 = 20;
-/// Calls in flight while the store grows.
-const GROWING: usize = 256;
 const CACHE_BYTES: u64 = 64 << 20;
-
-pub(crate) fn run(ask: &Ask) {
-    runtime().block_on(sessions(ask));
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
-}
-
-fn inline() -> ScopedEffectController<'static> {
-    ScopedEffectController::inline(ExecutionScope::operation("bench"))
-}
+/// Rounds, and how many with `--quick`.
+const ROUNDS: usize = 7;
+const QUICK_ROUNDS: usize = 3;
+/// Calls that a measurement begins with and does not count, and those that it counts at least.
+const WARMING: usize = 20;
+const COUNTED_MIN: usize = 100;
 
 fn few() -> SessionScope {
     SessionScope::new("few")
@@ -80,24 +71,13 @@ async fn add(processes: &Processes, number: u64) {
 }
 
 async fn grow(supervisor: &Supervisor, from: u64, to: u64) {
-    let next = Arc::new(AtomicU64::new(from));
-    let mut growing = JoinSet::new();
-    for _ in 0..GROWING {
-        let (next, processes) = (Arc::clone(&next), supervisor.processes());
-        growing.spawn(async move {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= to {
-                    return;
-                }
-                add(&processes, number).await;
-            }
-        });
-    }
-    while let Some(grown) = growing.join_next().await {
-        grown.expect("a caller");
-    }
-    supervisor.drain().await.expect("a drained store");
+    let processes = supervisor.processes();
+    setup::each(setup::MAKERS, from..to, move |number| {
+        let processes = processes.clone();
+        async move { add(&processes, number).await }
+    })
+    .await;
+    setup::drain(supervisor).await;
 }
 
 const CALLS: [&str; 4] = [
@@ -131,219 +111,191 @@ async fn call(name: &str, processes: &Processes) -> usize {
     shown.expect("a read")
 }
 
-/// The median of a warm call in milliseconds, and the tenth percentile: what it takes undisturbed.
-async fn median(ask: &Ask, name: &str, processes: &Processes) -> (f64, f64) {
-    for _ in 0..20 {
+async fn open(place: &Path) -> Supervisor {
+    setup::open_with(place, |builder| builder.cache_capacity(CACHE_BYTES)).await
+}
+
+pub(crate) fn run(ask: &Ask) {
+    let place = setup::place(ask);
+    let sizes: Vec<u64> = SIZES
+        .into_iter()
+        .filter(|size| !ask.quick || *size <= QUICK_MAX)
+        .collect();
+    let stores = runtime().block_on(make(place.path(), &sizes));
+    let mut measuring: Vec<Measuring> = stores
+        .iter()
+        .map(|store| Measuring::begin(ask, store))
+        .collect();
+    let rounds = if ask.quick { QUICK_ROUNDS } else { ROUNDS };
+    // By call, size and round.
+    let mut times = vec![vec![Vec::new(); sizes.len()]; CALLS.len()];
+    for round in 0..rounds {
+        for (name, times) in CALLS.into_iter().zip(&mut times) {
+            for turn in 0..sizes.len() {
+                // Another one goes first each time.
+                let at = (turn + round) % sizes.len();
+                let measured = measuring[at].measure(name);
+                times[at].push(measured);
+            }
+        }
+    }
+    measuring.into_iter().for_each(Measuring::end);
+    for (name, times) in CALLS.into_iter().zip(&times) {
+        report(name, &sizes, times);
+    }
+}
+
+/// Prints the figures of a call by size, and their ratios to those of the smallest one.
+fn report(name: &str, sizes: &[u64], times: &[Vec<Times>]) {
+    for (stored, times) in sizes.iter().zip(times) {
+        let of = |which: fn(&Times) -> f64| rounded(median(times.iter().map(which).collect()));
+        print(
+            &json!({ "figure": "sessions", "call": name, "stored": stored,
+            "granted": GRANTED, "ms_median": of(|it| it.median_ms), "ms_p10": of(|it| it.p10_ms),
+            "rounds": times.len(), "cache_bytes": CACHE_BYTES, "cache": "warm" }),
+        );
+    }
+    for (stored, times_of) in sizes.iter().zip(times).skip(1) {
+        let by_round = |which: fn(&Times) -> f64| {
+            let pairs = times_of.iter().zip(&times[0]);
+            let mut ratios: Vec<f64> = pairs.map(|(it, to)| which(it) / which(to)).collect();
+            ratios.sort_by(f64::total_cmp);
+            ratios
+        };
+        let ratios = by_round(|it| it.median_ms);
+        let (lowest, highest) = (ratios[0], ratios[ratios.len() - 1]);
+        print(
+            &json!({ "ratio": "sessions", "call": name, "stored": stored, "to": sizes[0],
+            "value": rounded(median(ratios)), "lowest": rounded(lowest),
+            "highest": rounded(highest), "of_p10": rounded(median(by_round(|it| it.p10_ms))),
+            "rounds": times_of.len() }),
+        );
+    }
+}
+
+/// Makes a store of each size.
+async fn make(place: &Path, sizes: &[u64]) -> Vec<PathBuf> {
+    let mut stores: Vec<PathBuf> = Vec::new();
+    let mut stored = 0;
+    for size in sizes {
+        let store = place.join(size.to_string());
+        match stores.last() {
+            Some(smaller) => copy(smaller, &store),
+            None => std::fs::create_dir(&store).expect("a directory"),
+        }
+        let supervisor = open(&store).await;
+        grow(&supervisor, stored, *size).await;
+        setup::close(&supervisor).await;
+        stored = *size;
+        stores.push(store);
+    }
+    stores
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            std::fs::copy(from, to).expect("a copy");
+        }
+    }
+}
+
+/// What one measurement comes to, in milliseconds a call: the median, and the tenth percentile, which
+/// is what it takes undisturbed.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    median_ms: f64,
+    p10_ms: f64,
+}
+
+/// A process that has a store open and measures when it is told to.
+struct Measuring {
+    child: Child,
+    asked: ChildStdin,
+    told: Lines<BufReader<ChildStdout>>,
+}
+
+impl Measuring {
+    /// Returns once its store is warm and it does nothing.
+    fn begin(ask: &Ask, store: &Path) -> Self {
+        let slice = ask.seconds.div_f64(60.0).min(Duration::from_millis(500));
+        let binary = std::env::current_exe().expect("this binary");
+        let mut child = Command::new(binary)
+            .args(["--child", "sessions", "--seconds"])
+            .arg(slice.as_secs_f64().to_string())
+            .arg("--dir")
+            .arg(store)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a child");
+        let asked = child.stdin.take().expect("its input");
+        let told = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let mut begun = Self { child, asked, told };
+        for name in CALLS {
+            begun.measure(name);
+        }
+        begun
+    }
+
+    fn measure(&mut self, name: &str) -> Times {
+        writeln!(self.asked, "{name}").expect("a child that listens");
+        let line = self.told.next().expect("an answer").expect("text");
+        let times: Value = serde_json::from_str(&line).expect("times");
+        let of = |key: &str| times[key].as_f64().expect("a time");
+        Times {
+            median_ms: of("median_ms"),
+            p10_ms: of("p10_ms"),
+        }
+    }
+
+    fn end(self) {
+        let Self {
+            mut child,
+            asked,
+            told,
+        } = self;
+        drop((asked, told));
+        let ended = child.wait().expect("a child that ends");
+        assert!(ended.success(), "{ended}");
+    }
+}
+
+/// Measures on a store for as long as it is told to, a call at a time.
+pub(crate) fn child(ask: &Ask) {
+    runtime().block_on(async {
+        let supervisor = open(&ask.dir).await;
+        // The walk that each open begins with is behind it then.
+        supervisor.recover().await.expect("a sweep");
+        let processes = supervisor.processes();
+        for name in std::io::stdin().lines() {
+            let times = measured(ask.seconds, &name.expect("text"), &processes).await;
+            print(&json!({ "median_ms": times.median_ms, "p10_ms": times.p10_ms }));
+        }
+        setup::close(&supervisor).await;
+    });
+}
+
+async fn measured(time: Duration, name: &str, processes: &Processes) -> Times {
+    for _ in 0..WARMING {
         assert_eq!(call(name, processes).await, 50, "{name}");
     }
-    let until = Instant::now() + ask.seconds.div_f64(8.0).min(Duration::from_secs(5));
+    let until = Instant::now() + time;
     let mut times = Vec::new();
-    while Instant::now() < until || times.len() < 100 {
+    while Instant::now() < until || times.len() < COUNTED_MIN {
         let asked = Instant::now();
         call(name, processes).await;
         times.push(asked.elapsed());
     }
     times.sort_unstable();
     let at = |part: usize| times[times.len() * part / 10].as_secs_f64() * 1e3;
-    (at(5), at(1))
-}
-
-async fn open(place: &Path) -> Supervisor {
-    Supervisor::builder(place)
-        .cache_capacity(CACHE_BYTES)
-        .open()
-        .await
-        .expect("a store")
-}
-
-async fn sessions(ask: &Ask) {
-    let place = tempfile::tempdir_in(&ask.dir).expect("a directory");
-    let mut stored = 0;
-    let mut smallest = Vec::new();
-    for size in SIZES {
-        if ask.quick && size > QUICK_MAX {
-            break;
-        }
-        let supervisor = open(place.path()).await;
-        grow(&supervisor, stored, size).await;
-        stored = size;
-        supervisor
-            .shutdown(ShutdownOptions::default())
-            .await
-            .expect("a shutdown");
-        for (at, (name, ms)) in CALLS
-            .into_iter()
-            .zip(in_child(ask, place.path(), stored))
-            .enumerate()
-        {
-            match smallest.get(at) {
-                None => smallest.push(ms),
-                Some(first) => print(&json!({ "ratio": "sessions", "call": name,
-                    "stored": stored, "to": SIZES[0], "value": rounded(ms / first) })),
-            }
-        }
+    Times {
+        median_ms: at(5),
+        p10_ms: at(1),
     }
-}
-
-/// Measures in a process of its own: one that has just made a million processes has an allocator
-/// that shows it. The median of each call.
-fn in_child(ask: &Ask, place: &Path, stored: u64) -> Vec<f64> {
-    let binary = std::env::current_exe().expect("this binary");
-    let told = std::process::Command::new(binary)
-        .args(["--child", &format!("sessions_{stored}"), "--seconds"])
-        .arg(ask.seconds.as_secs_f64().to_string())
-        .arg("--dir")
-        .arg(place)
-        .output()
-        .expect("a child");
-    assert!(told.status.success(), "{told:?}");
-    let lines = String::from_utf8(told.stdout).expect("text");
-    let figure = |line: &str| {
-        let figure: Value = serde_json::from_str(line).expect("a figure");
-        print(&figure);
-        figure["ms_median"].as_f64().expect("a median")
-    };
-    lines.lines().map(figure).collect()
-}
-
-/// Measures a store of a size.
-pub(crate) fn child(ask: &Ask, stored: u64) {
-    runtime().block_on(async {
-        let supervisor = open(&ask.dir).await;
-        // The walk that each open begins with is behind it then.
-        supervisor.recover().await.expect("a sweep");
-        let processes = supervisor.processes();
-        for name in CALLS {
-            let (ms, undisturbed) = median(ask, name, &processes).await;
-            print(
-                &json!({ "figure": "sessions", "call": name, "stored": stored,
-                "granted": GRANTED, "ms_median": rounded(ms),
-                "ms_p10": rounded(undisturbed), "cache_bytes": CACHE_BYTES }),
-            );
-        }
-        supervisor
-            .shutdown(ShutdownOptions::default())
-            .await
-            .expect("a shutdown");
-    });
-}
-
-fn rounded(value: f64) -> f64 {
-    (value * 1e4).round() / 1e4
-}
-
-/// Processes that are written to and subscribed to.
-const WRITTEN: usize = 10;
-const READING: usize = 900;
-const STALLED: usize = 100;
-const WRITERS: usize = 64;
-/// Pairs of runs, one after the other, of which the median ratio counts.
-const PAIRS: usize = 5;
-
-pub(crate) fn subscribers(ask: &Ask) {
-    let runtime = runtime();
-    let mut ratios = Vec::new();
-    for pair in 0..PAIRS {
-        let run = |stalled| runtime.block_on(written(ask, stalled));
-        // Each goes first in turn: a machine that gets slower favours neither.
-        let (alone, beside) = if pair % 2 == 0 {
-            let alone = run(0);
-            (alone, run(STALLED))
-        } else {
-            let beside = run(STALLED);
-            (run(0), beside)
-        };
-        // What a write costs, not how many there are.
-        ratios.push(alone / beside);
-    }
-    ratios.sort_by(f64::total_cmp);
-    print(
-        &json!({ "ratio": "subscribers", "call": "append_event", "reading": READING,
-        "never_reading": STALLED, "to": 0, "value": rounded(ratios[PAIRS / 2]) }),
-    );
-}
-
-/// Appends a second beside reading subscribers, and some that never read.
-async fn written(ask: &Ask, stalled: usize) -> f64 {
-    let place = tempfile::tempdir_in(&ask.dir).expect("a directory");
-    let supervisor = Supervisor::builder(place.path())
-        .open()
-        .await
-        .expect("a store");
-    let processes = supervisor.processes();
-    for number in 0..WRITTEN {
-        let id = format!("w-{number}");
-        let request = ProcessStartRequest::external(id, ProcessOriginator::host(), json!({}))
-            .with_event_type(ProcessEventType::new("note"));
-        processes.start(request, inline()).await.expect("a start");
-    }
-    let subscribe = |number: usize| {
-        let processes = processes.clone();
-        async move {
-            let id = format!("w-{}", number % WRITTEN);
-            processes.subscribe(&id, 0).await.expect("a subscription")
-        }
-    };
-    let delivered = Arc::new(AtomicU64::new(0));
-    let mut readers = JoinSet::new();
-    for number in 0..READING {
-        let mut subscription = subscribe(number).await;
-        let delivered = Arc::clone(&delivered);
-        readers.spawn(async move {
-            while next(&mut subscription).await {
-                delivered.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-    }
-    let mut never_reading = Vec::new();
-    for number in 0..stalled {
-        // Looked at once, so that it waits and is told.
-        let mut subscription = subscribe(number).await;
-        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(Pin::new(&mut subscription).poll_next(&mut cx).is_pending());
-        never_reading.push(subscription);
-    }
-    let before = resident_kib();
-    let appending = processes.clone();
-    let append = move |caller: usize, number: u64| {
-        let processes = appending.clone();
-        async move {
-            let id = format!("w-{}", caller % WRITTEN);
-            let appended = processes.append_event(&id, note(number)).await;
-            appended.expect("an append");
-        }
-    };
-    let drained = async { supervisor.drain().await.expect("a drained store") };
-    let time = ask.seconds.div_f64(2.0 * PAIRS as f64);
-    let measured = load::run(WRITERS, time, append, drained).await;
-    let after = resident_kib();
-    readers.abort_all();
-    drop(never_reading);
-    print(
-        &json!({ "figure": "subscribers", "reading": READING, "never_reading": stalled,
-        "processes": WRITTEN, "callers": WRITERS, "per_second": measured.per_second().round(),
-        "p50_us": measured.quantile_us(500), "p99_us": measured.quantile_us(990),
-        "delivered": delivered.load(Ordering::Relaxed),
-        "resident_kib_before": before, "resident_kib_after": after,
-        "seconds": measured.elapsed.as_secs_f64() }),
-    );
-    supervisor
-        .shutdown(ShutdownOptions::default())
-        .await
-        .expect("a shutdown");
-    measured.per_second()
-}
-
-/// Whether there was a next event.
-async fn next(subscription: &mut Subscription) -> bool {
-    let next = std::future::poll_fn(|cx| Pin::new(&mut *subscription).poll_next(cx)).await;
-    matches!(next, Some(Ok(_)))
-}
-
-/// Memory that is resident, where the system tells.
-fn resident_kib() -> Value {
-    let told = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = told.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
-        .into()
 }

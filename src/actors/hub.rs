@@ -39,6 +39,16 @@ struct Tail {
     readers: usize,
     events: VecDeque<(Arc<ProcessEvent>, usize)>,
     bytes: usize,
+    /// The newest event is terminal.
+    ended: bool,
+}
+
+/// Events that a tail still had.
+#[derive(Debug)]
+pub(crate) struct FromTail {
+    pub(crate) events: Vec<Arc<ProcessEvent>>,
+    /// The last of them is terminal: nothing comes after it.
+    pub(crate) ended: bool,
 }
 
 #[derive(Debug)]
@@ -119,6 +129,7 @@ impl Hub {
                 for (event, bytes) in events {
                     tail.push(event, *bytes);
                 }
+                tail.ended |= ended;
             }
         }
         channel.progress.send_modify(|progress| {
@@ -307,20 +318,16 @@ impl Tail {
         }
     }
 
-    fn after(&self, sequence: u64, limit: usize) -> Option<Vec<Arc<ProcessEvent>>> {
+    fn after(&self, sequence: u64, limit: usize) -> Option<FromTail> {
         let first = self.events.front()?.0.sequence;
         let skip = usize::try_from(sequence.checked_add(1)?.checked_sub(first)?).ok()?;
         if skip >= self.events.len() {
             return None;
         }
-        Some(
-            self.events
-                .iter()
-                .skip(skip)
-                .take(limit)
-                .map(|(event, _)| Arc::clone(event))
-                .collect(),
-        )
+        let wanted = self.events.iter().skip(skip).take(limit);
+        let events: Vec<_> = wanted.map(|(event, _)| Arc::clone(event)).collect();
+        let ended = self.ended && skip + events.len() == self.events.len();
+        Some(FromTail { events, ended })
     }
 }
 
@@ -357,7 +364,7 @@ impl LogListener {
     }
 
     /// Events after a sequence, if the tail still has the next one.
-    pub(crate) fn tail_after(&self, sequence: u64, limit: usize) -> Option<Vec<Arc<ProcessEvent>>> {
+    pub(crate) fn tail_after(&self, sequence: u64, limit: usize) -> Option<FromTail> {
         self.channel.tail().after(sequence, limit)
     }
 }

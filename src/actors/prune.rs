@@ -27,18 +27,22 @@ const IN_FLIGHT: usize = 8;
 /// A process that may be taken out: its id and where it is.
 pub(super) type Candidate = (String, Row);
 
-/// What was pruned so far.
+/// What was pruned so far. It is in the log however the call ends, also where its caller has gone
+/// away: a later one reports only what it erases itself.
 #[derive(Debug, Default)]
 pub(super) struct Pruned {
     pub(super) report: ProcessPruneReport,
 }
 
-impl Pruned {
-    pub(super) fn log(&self) {
-        if self.report.pruned_processes > 0 {
+impl Drop for Pruned {
+    fn drop(&mut self) {
+        if self.report != ProcessPruneReport::default() {
             tracing::info!(
                 processes = self.report.pruned_processes,
                 events = self.report.pruned_events,
+                grants = self.report.grants,
+                leases = self.report.leases,
+                wakes = self.report.wakes,
                 bytes = self.report.bytes,
                 "pruned"
             );
@@ -56,9 +60,8 @@ impl Shared {
         if self.is_shutting_down() {
             return Err(self.stopped());
         }
-        let mut pruned = Pruned {
-            report: self.erase_remains().await?,
-        };
+        let mut pruned = Pruned::default();
+        self.erase_remains(&mut pruned.report).await?;
         let mut after = 0;
         // What changes from here on is newer than any cutoff this call can mean.
         let newest = {
@@ -88,22 +91,18 @@ impl Shared {
                 None => break,
             }
         }
-        pruned.log();
         Ok(pruned.report)
     }
 
-    /// Prunes in small groups. After an error the group is seen to its end all the same: what was
-    /// pruned stands in the log, if nowhere else.
+    /// Prunes in small groups. After an error the group is seen to its end all the same, so that what
+    /// was pruned is counted.
     pub(super) async fn prune_all(
         self: &Arc<Self>,
         candidates: &[Candidate],
         pruned: &mut Pruned,
     ) -> Result<()> {
         for group in candidates.chunks(IN_FLIGHT) {
-            if let Err(error) = self.prune_group(group, &mut pruned.report).await {
-                pruned.log();
-                return Err(error);
-            }
+            self.prune_group(group, &mut pruned.report).await?;
         }
         Ok(())
     }
@@ -121,7 +120,9 @@ impl Shared {
             let mut changes = Vec::new();
             for (incarnation, pruned_at_ms, id) in page {
                 if pruned_at_ms < cutoff_epoch_ms {
-                    self.forget_effects(&id, incarnation, LATE_EFFECTS_MAX)
+                    // With a tombstone goes what no report counts: the process was counted before.
+                    let mut uncounted = ProcessPruneReport::default();
+                    self.forget_effects(&id, incarnation, LATE_EFFECTS_MAX, &mut uncounted)
                         .await?;
                     changes.push(Change::DropTombstone { incarnation });
                 }
@@ -206,8 +207,7 @@ impl Shared {
         let mut result = told(wait).await;
         while matches!(result, Err(CommitError::Refused(Refusal::TooMany))) {
             let (id, row) = candidate;
-            report.bytes += self
-                .forget_effects(id, row.incarnation, EFFECTS_MAX)
+            self.forget_effects(id, row.incarnation, EFFECTS_MAX, report)
                 .await?;
             result = told(self.send_prune(candidate)).await;
         }
@@ -215,7 +215,7 @@ impl Shared {
             Ok(receipt) => {
                 report.add(receipt.pruned);
                 for row in receipt.remains {
-                    report.add(self.erase_remains_of(row).await?);
+                    self.erase_remains_of(row, report).await?;
                 }
                 Ok(())
             }
@@ -247,25 +247,30 @@ impl Shared {
         wait
     }
 
-    /// Erases what earlier prunes left, as far as they got; what that came to.
-    pub(super) async fn erase_remains(self: &Arc<Self>) -> Result<ProcessPruneReport> {
-        let mut report = ProcessPruneReport::default();
+    /// Erases what earlier prunes left, as far as they got.
+    pub(super) async fn erase_remains(
+        self: &Arc<Self>,
+        report: &mut ProcessPruneReport,
+    ) -> Result<()> {
         let mut after = Incarnation::default();
         loop {
             let shared = Arc::clone(self);
             let page = blocking(move || Ok(shared.view()?.unerased(after, IN_FLIGHT)?)).await?;
             for row in &page {
-                report.add(self.erase_remains_of(*row).await?);
+                self.erase_remains_of(*row, report).await?;
             }
             match page.last() {
                 Some(row) => after = row.incarnation,
-                None => return Ok(report),
+                None => return Ok(()),
             }
         }
     }
 
-    async fn erase_remains_of(self: &Arc<Self>, row: Row) -> Result<ProcessPruneReport> {
-        let mut report = ProcessPruneReport::default();
+    async fn erase_remains_of(
+        self: &Arc<Self>,
+        row: Row,
+        report: &mut ProcessPruneReport,
+    ) -> Result<()> {
         loop {
             let shared = Arc::clone(self);
             let remains = blocking(move || Ok(shared.view()?.remains(row)?)).await?;
@@ -274,29 +279,29 @@ impl Shared {
             match self.store.commit_wait(set).await {
                 Ok(receipt) => report.add(receipt.pruned),
                 // Another prune was faster.
-                Err(CommitError::Refused(Refusal::NothingToDo)) => return Ok(report),
+                Err(CommitError::Refused(Refusal::NothingToDo)) => return Ok(()),
                 Err(error) => return Err(commit_error("(pruned)", error)),
             }
             if is_all {
-                return Ok(report);
+                return Ok(());
             }
         }
     }
 
     /// Forgets effects on an id, as long as it stands for this incarnation, until there are no more
-    /// of them than a commit may drop with something else; the bytes that came to.
+    /// of them than a commit may drop with something else.
     async fn forget_effects(
         self: &Arc<Self>,
         id: &str,
         incarnation: Incarnation,
         leave: usize,
-    ) -> Result<u64> {
-        let mut bytes = 0;
+        report: &mut ProcessPruneReport,
+    ) -> Result<()> {
         loop {
             let (shared, of) = (Arc::clone(self), id.to_owned());
             let keys = blocking(move || Ok(shared.view()?.effects_on(&of, FEED_PAGE)?)).await?;
             if keys.len() <= leave && keys.len() < FEED_PAGE {
-                return Ok(bytes);
+                return Ok(());
             }
             let change = Change::ForgetEffects {
                 id: id.to_owned(),
@@ -308,9 +313,9 @@ impl Shared {
                 .commit_wait(WriteSet::new(Vec::new(), vec![change]))
                 .await
             {
-                Ok(receipt) => bytes += receipt.pruned.bytes,
+                Ok(receipt) => report.bytes += receipt.pruned.bytes,
                 Err(CommitError::Refused(Refusal::Gone | Refusal::NothingToDo)) => {
-                    return Ok(bytes);
+                    return Ok(());
                 }
                 Err(error) => return Err(commit_error(id, error)),
             }

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::errors::{commit_error, not_granted};
 use super::hub::GrantOf;
+use super::reads::blocking;
 use super::runtime::Shared;
 use crate::model::limits::TRANSFER_IDS_MAX;
 use crate::model::{Error, ProcessHandleDescriptor, Result, SessionScope};
@@ -97,7 +98,7 @@ impl Actor for Registry {
                 tries,
                 done,
             } => {
-                let plan = plan_transfer(shared, &from, &to, &process_ids);
+                let plan = planned_transfer(shared, &from, &to, &process_ids).await;
                 let scopes = from.iter().chain([&to]).cloned().collect();
                 send(shared, plan, scopes, move |result| {
                     if tries < TRIES_MAX && is_not_granted(&result) {
@@ -207,6 +208,19 @@ fn plan_transfer(
     Ok(set)
 }
 
+/// The same off the async threads: it reads three keys and more of each of up to 1,000 ids, which may
+/// come from the disk. The registry waits for it, so that what it is asked for stays in order.
+async fn planned_transfer(
+    shared: &Arc<Shared>,
+    from: &[SessionScope],
+    to: &SessionScope,
+    process_ids: &[String],
+) -> Plan {
+    let shared = Arc::clone(shared);
+    let (from, to, ids) = (from.to_vec(), to.clone(), process_ids.to_vec());
+    blocking(move || plan_transfer(&shared, &from, &to, &ids)).await
+}
+
 /// What became of a plan.
 type Sent = std::result::Result<CommitResult, Error>;
 
@@ -250,8 +264,14 @@ pub(super) fn taken_away(changes: &[Change]) -> Vec<GrantOf> {
     taken.collect()
 }
 
+/// Refused for a grant that is gone, or that is only left of a pruned process.
 fn is_not_granted(sent: &Sent) -> bool {
-    matches!(sent, Ok(Err(CommitError::Refused(Refusal::NotGranted))))
+    matches!(
+        sent,
+        Ok(Err(CommitError::Refused(
+            Refusal::NotGranted | Refusal::Gone
+        )))
+    )
 }
 
 fn answered(process_id: &str, sent: Sent) -> Result<()> {

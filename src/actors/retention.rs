@@ -111,7 +111,7 @@ impl Shared {
     /// Applies the retention policies, and forgets old tombstones. Judged by the wall clock, as the
     /// times in the store are, and only while that clock can be trusted.
     pub(super) async fn retain(self: &Arc<Self>, retention: &mut Retention) -> Result<()> {
-        self.erase_remains().await?;
+        self.erase_remains(&mut Pruned::default().report).await?;
         let now_ms = self.now_ms();
         if !retention.clocks.agree(now_ms, self.monotonic()) {
             tracing::warn!(
@@ -161,7 +161,6 @@ impl Shared {
             walkers = walked;
             retention.walked_to = walkers.iter().map(|walker| walker.walked_to).collect();
         }
-        pruned.log();
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Sessions as a whole, and their wakes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use crate::model::{
 };
 use crate::store::error::StoreError;
 use crate::store::keys::Row;
-use crate::store::read::{OfSession, SessionEdge};
+use crate::store::read::{OfSession, SessionEdge, View};
 use crate::store::write_set::{Change, CommitError, CommitResult, Refusal, WriteSet};
 
 /// Changes of one commit at the most: a large session goes in several.
@@ -25,21 +25,77 @@ const CHANGES_MAX: usize = 500;
 const ROUNDS_MAX: u32 = 64;
 /// How often a new target of wakes is set anew because somebody else set one, or many came.
 const RETARGETS_MAX: u32 = 16;
+/// How often a deletion looks anew at whom it left with no grant because its view expired.
+const CLASSIFY_TRIES_MAX: u32 = 3;
+/// Processes that the log names of a deletion that did not get to its end.
+const LOGGED_MAX: usize = 1_000;
+
+/// A deletion as far as it has come. What it did is in the log however it ends, also where its caller
+/// has gone away: a later one reports only what it does itself.
+struct Deletion {
+    report: SessionDeleteReport,
+    /// What was granted: whom it leaves with no grant is seen at the end.
+    granted: BTreeMap<Row, String>,
+    is_done: bool,
+}
+
+impl Deletion {
+    fn of(session_id: &str) -> Self {
+        Self {
+            report: SessionDeleteReport {
+                session_id: session_id.to_owned(),
+                ..SessionDeleteReport::default()
+            },
+            granted: BTreeMap::new(),
+            is_done: false,
+        }
+    }
+}
+
+impl Drop for Deletion {
+    fn drop(&mut self) {
+        let (session, revoked) = (&self.report.session_id, self.report.revoked.len());
+        let wakes_discarded = self.report.wakes_discarded;
+        if self.is_done {
+            let orphaned = self.report.orphaned.len();
+            tracing::info!(
+                session,
+                revoked,
+                wakes_discarded,
+                orphaned,
+                "session deleted"
+            );
+        } else if revoked > 0 || wakes_discarded > 0 {
+            let processes: Vec<_> = self.granted.values().take(LOGGED_MAX).collect();
+            tracing::warn!(
+                session,
+                revoked,
+                wakes_discarded,
+                ?processes,
+                "session deleted in part"
+            );
+        }
+    }
+}
+
+/// What a session has of one kind, as of one look.
+struct EdgesPage {
+    /// With the ids of what is granted.
+    edges: Vec<(OfSession, Option<String>)>,
+    /// Where the next page begins; `None` behind the last one.
+    last: Option<Bytes>,
+}
 
 impl Shared {
     /// Drops a session's wake targets, so that nothing new arrives, its pending wakes and the keys
     /// that wakes of its used, and its grants. Restartable: what one call did not get to the next
-    /// one does.
+    /// one does. What pruned processes left is not the session's any more, and left to the prune.
     pub(crate) async fn delete_session(
         self: &Arc<Self>,
         session_id: &str,
     ) -> Result<SessionDeleteReport> {
         ids::check_id("session_id", session_id)?;
-        let mut report = SessionDeleteReport {
-            session_id: session_id.to_owned(),
-            ..SessionDeleteReport::default()
-        };
-        let mut rows = BTreeSet::new();
+        let mut deletion = Deletion::of(session_id);
         for _ in 0..ROUNDS_MAX {
             let mut found = false;
             for edge in [
@@ -48,17 +104,12 @@ impl Shared {
                 SessionEdge::WakeKey,
                 SessionEdge::Grant,
             ] {
-                found |= self.drop_edges(edge, &mut report, &mut rows).await?;
+                found |= self.drop_edges(edge, &mut deletion).await?;
             }
             if !found {
-                self.classify(rows, &mut report).await?;
-                tracing::info!(
-                    session = session_id,
-                    revoked = report.revoked.len(),
-                    orphaned = report.orphaned.len(),
-                    "session deleted"
-                );
-                return Ok(report);
+                self.classify(&mut deletion).await?;
+                deletion.is_done = true;
+                return Ok(std::mem::take(&mut deletion.report));
             }
         }
         // Somebody grants faster than this revokes: it would be wrong to say that nothing is left.
@@ -72,84 +123,104 @@ impl Shared {
     async fn drop_edges(
         self: &Arc<Self>,
         edge: SessionEdge,
-        report: &mut SessionDeleteReport,
-        rows: &mut BTreeSet<Row>,
+        deletion: &mut Deletion,
     ) -> Result<bool> {
         let mut after: Option<Bytes> = None;
+        let mut found = false;
         loop {
             if self.is_shutting_down() {
                 return Err(self.stopped());
             }
-            let (shared, id, from) = (Arc::clone(self), report.session_id.clone(), after.clone());
+            let (shared, id, from) = (
+                Arc::clone(self),
+                deletion.report.session_id.clone(),
+                after.clone(),
+            );
             let page = blocking(move || shared.edges_page(&id, edge, from.as_deref())).await?;
-            let Some((last, _)) = page.last() else {
-                return Ok(after.is_some());
-            };
-            after = Some(last.key.clone());
-            let (changes, scopes) = dropping(edge, &page);
-            match self.commit_edges(changes, scopes).await {
-                Ok(receipt) => report.wakes_discarded += receipt.wakes_discarded,
-                Err(CommitError::Refused(Refusal::NothingToDo)) => {}
-                Err(error) => return Err(commit_error("(session)", error)),
+            if page.last.is_none() {
+                return Ok(found);
             }
-            if edge == SessionEdge::Grant {
-                for (grant, id) in page {
-                    // One that a pruned process left is nobody's any more.
-                    if let Some(process_id) = id {
-                        rows.insert(grant.row);
-                        let scope = grant.scope;
-                        report.revoked.push(RevokedGrant { scope, process_id });
-                    }
+            after = page.last;
+            if page.edges.is_empty() {
+                continue;
+            }
+            found = true;
+            let (changes, scopes) = dropping(edge, &page.edges);
+            let receipt = match self.commit_edges(changes, scopes).await {
+                Ok(receipt) => receipt,
+                Err(CommitError::Refused(Refusal::NothingToDo)) => continue,
+                Err(error) => return Err(commit_error("(session)", error)),
+            };
+            deletion.report.wakes_discarded += receipt.wakes_discarded;
+            let ids = page.edges.into_iter();
+            deletion
+                .granted
+                .extend(ids.filter_map(|(grant, id)| Some((grant.row, id?))));
+            // Those that were still there: what somebody else took meanwhile is theirs to tell of.
+            for (row, scope) in receipt.revoked {
+                if let Some(process_id) = deletion.granted.get(&row).cloned() {
+                    let revoked = RevokedGrant { scope, process_id };
+                    deletion.report.revoked.push(revoked);
                 }
             }
         }
     }
 
-    /// What a session has, with the ids of what is granted.
     fn edges_page(
         &self,
         session_id: &str,
         edge: SessionEdge,
         after: Option<&[u8]>,
-    ) -> Result<Vec<(OfSession, Option<String>)>> {
+    ) -> Result<EdgesPage> {
         let view = self.view()?;
-        let mut page = Vec::new();
-        for found in view.of_session(session_id, edge, after, CHANGES_MAX)? {
-            let id = match edge {
-                SessionEdge::Grant => view.summary(found.row)?.map(|summary| summary.head.id),
-                SessionEdge::Target | SessionEdge::Wake | SessionEdge::WakeKey => None,
+        let found = view.of_session(session_id, edge, after, CHANGES_MAX)?;
+        let last = found.last().map(|it| it.key.clone());
+        let mut there: BTreeMap<Row, bool> = BTreeMap::new();
+        let mut edges = Vec::new();
+        for found in found {
+            let row = found.row;
+            if edge == SessionEdge::Grant {
+                if let Some(summary) = view.summary(row)? {
+                    edges.push((found, Some(summary.head.id)));
+                }
+                continue;
+            }
+            let is_there = match there.get(&row) {
+                Some(known) => *known,
+                None => {
+                    let is_there = view.front(row)?.is_some();
+                    there.insert(row, is_there);
+                    is_there
+                }
             };
-            page.push((found, id));
+            if is_there {
+                edges.push((found, None));
+            }
         }
-        Ok(page)
+        Ok(EdgesPage { edges, last })
     }
 
-    /// Says of the running processes among these which are left with no grant.
-    async fn classify(
-        self: &Arc<Self>,
-        rows: BTreeSet<Row>,
-        report: &mut SessionDeleteReport,
-    ) -> Result<()> {
-        let shared = Arc::clone(self);
-        (report.orphaned, report.preserved) = blocking(move || {
-            let (mut orphaned, mut preserved) = (Vec::new(), Vec::new());
-            for row in rows {
-                let view = shared.view()?;
-                let Some(summary) = view.summary(row)? else {
-                    continue;
-                };
-                if summary.facts.terminal.is_some() {
-                    continue;
-                }
-                if view.is_granted(row)? {
-                    preserved.push(summary.head.id);
-                } else {
-                    orphaned.push(summary.head.id);
-                }
+    /// Says of the running processes among those that were granted which are left with no grant, all
+    /// as of one state.
+    async fn classify(self: &Arc<Self>, deletion: &mut Deletion) -> Result<()> {
+        let revoked = &deletion.report.revoked;
+        let taken: BTreeSet<&str> = revoked.iter().map(|it| it.process_id.as_str()).collect();
+        let mut rows = deletion.granted.clone();
+        rows.retain(|_, id| taken.contains(id.as_str()));
+        let rows = Arc::new(rows);
+        for tries in 1.. {
+            let (shared, rows) = (Arc::clone(self), Arc::clone(&rows));
+            let classified = blocking(move || match orphans(&shared.view()?, &rows) {
+                Ok(classified) => Ok(Some(classified)),
+                Err(StoreError::ViewExpired { .. }) if tries < CLASSIFY_TRIES_MAX => Ok(None),
+                Err(error) => Err(error.into()),
+            });
+            if let Some((orphaned, preserved)) = classified.await? {
+                deletion.report.orphaned = orphaned;
+                deletion.report.preserved = preserved;
+                break;
             }
-            Ok((orphaned, preserved))
-        })
-        .await?;
+        }
         Ok(())
     }
 
@@ -228,12 +299,28 @@ impl Shared {
         let _admission = self.admit(0).await?;
         let row = self.row_of(&self.view()?, process_id)?;
         let mut discarded = 0;
+        let retargeted = self
+            .retarget_row(process_id, row, target, &mut discarded)
+            .await;
+        if retargeted.is_err() && discarded > 0 {
+            // Nobody else is told of them: the next call counts what it discards itself.
+            tracing::warn!(process = process_id, discarded, "wakes retargeted in part");
+        }
+        retargeted.map(|()| discarded)
+    }
+
+    async fn retarget_row(
+        self: &Arc<Self>,
+        process_id: &str,
+        row: Row,
+        target: Option<&SessionScope>,
+        discarded: &mut u64,
+    ) -> Result<()> {
         for _ in 0..RETARGETS_MAX {
             let from = self.view()?.wake_target(row)?;
             let after = match &from {
                 Some(from) if Some(from) != target => {
-                    self.discard_many(process_id, row, from, &mut discarded)
-                        .await?
+                    self.discard_many(process_id, row, from, discarded).await?
                 }
                 Some(_) | None => 0,
             };
@@ -245,8 +332,11 @@ impl Shared {
             };
             let scopes = target.cloned().into_iter().collect();
             match self.commit_edges(vec![change], scopes).await {
-                Ok(receipt) => return Ok(discarded + receipt.wakes_discarded),
-                Err(CommitError::Refused(Refusal::NothingToDo)) => return Ok(discarded),
+                Ok(receipt) => {
+                    *discarded += receipt.wakes_discarded;
+                    return Ok(());
+                }
+                Err(CommitError::Refused(Refusal::NothingToDo)) => return Ok(()),
                 // Somebody else set a target meanwhile, or very many wakes came.
                 Err(CommitError::Refused(Refusal::Moved | Refusal::TooMany)) => {}
                 Err(error) => return Err(commit_error(process_id, error)),
@@ -329,6 +419,26 @@ impl Shared {
             .await
             .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))
     }
+}
+
+/// The running ones of these, and which of them nobody holds and somebody holds.
+fn orphans(
+    view: &View,
+    rows: &BTreeMap<Row, String>,
+) -> std::result::Result<(Vec<String>, Vec<String>), StoreError> {
+    let (mut orphaned, mut preserved) = (Vec::new(), Vec::new());
+    for (row, id) in rows {
+        let front = view.front(*row)?;
+        if front.is_none_or(|front| front.terminal_at_ms().is_some()) {
+            continue;
+        }
+        if view.is_granted(*row)? {
+            preserved.push(id.clone());
+        } else {
+            orphaned.push(id.clone());
+        }
+    }
+    Ok((orphaned, preserved))
 }
 
 /// What drops these, and whom it concerns.

@@ -221,10 +221,12 @@ impl Processes {
     }
 
     /// Deletes processes that ended before a cutoff, with everything that is theirs. Restartable;
-    /// the report says exactly what this call took out.
+    /// the report says exactly what this call took out, what an earlier one had left included: nobody
+    /// but a prune takes, or counts, what is left of a pruned process.
     ///
     /// # Errors
-    /// Only those of the store; what was pruned before stays pruned.
+    /// Only those of the store. What was pruned before stays pruned and is in no later report: it is
+    /// logged, and the change feed has each deletion.
     pub async fn prune(&self, cutoff_epoch_ms: u64) -> Result<ProcessPruneReport> {
         self.shared
             .prune_where(&PruneSelector::older_than(cutoff_epoch_ms))

@@ -11,11 +11,16 @@ use crate::model::{
 impl Processes {
     /// Deletes a session: drops its grants, of all its frames, its pending wakes and its wake
     /// targets. Never cancels a process; says which running ones are left with no grant, and which
-    /// are still granted elsewhere. Durable when it returns; after a crash in the middle, call it
-    /// again.
+    /// are still granted elsewhere, both as of one state. Durable when it returns.
+    ///
+    /// A large session goes in several commits, each of up to 500 grants. After an error or a crash in
+    /// the middle, call it again: what was done stays done, and each report says what its own call did.
+    /// What a call did that failed, or whose future was dropped, is logged, with the ids of the
+    /// processes: [`Processes::grants_of`] tells whether one of them is left with no grant.
     ///
     /// # Errors
-    /// `InvalidInput`.
+    /// `InvalidInput`, `CommitUnknown`; `Overloaded` where others grant to the session faster than
+    /// this revokes.
     pub async fn delete_session(&self, session_id: &str) -> Result<SessionDeleteReport> {
         self.shared.delete_session(session_id).await
     }
@@ -80,8 +85,13 @@ impl Processes {
     /// Sends the wakes of a process to another scope from now on, or to nobody. What was pending
     /// for the old target is discarded; says how many those were.
     ///
+    /// Where very many were pending they go in several commits, before the target changes. After an
+    /// error in the middle call it again: it counts what it discards itself, and what the one that
+    /// failed had discarded is logged.
+    ///
     /// # Errors
-    /// `UnknownProcess`, `NoLongerRetained`, `InvalidInput`.
+    /// `UnknownProcess`, `NoLongerRetained`, `InvalidInput`, `CommitUnknown`; `Overloaded` where
+    /// others change the target as fast.
     pub async fn retarget_wakes(
         &self,
         process_id: &str,
@@ -130,6 +140,7 @@ impl Processes {
 
     /// Deletes what has ended, as [`Processes::prune`], but only what a filter admits, and nothing
     /// that changed past a cursor of the change feed: history nobody has projected yet is kept.
+    /// Where it fails in the middle, as [`Processes::prune`].
     ///
     /// # Errors
     /// `InvalidInput`, `CursorTooOld`.

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::actors::hub::{GrantListener, GrantStirs, LogListener};
+use crate::actors::hub::{FromTail, GrantListener, GrantStirs, LogListener};
 use crate::actors::reads::{blocking, gone};
 use crate::actors::runtime::Shared;
 use crate::model::{Error, ObservedProcessEvent, ProcessEvent, Result, SessionScope};
@@ -108,7 +108,12 @@ struct Source {
 }
 
 enum Batch {
-    Events(Vec<ObservedProcessEvent>),
+    Events {
+        events: Vec<ObservedProcessEvent>,
+        /// The last of them is terminal: nothing else is to be fetched, whatever becomes of the
+        /// process or of the store meanwhile.
+        ended: bool,
+    },
     End,
 }
 
@@ -129,7 +134,9 @@ enum State {
 /// An `Err` is its last item: `NotGranted` when the grant of a session went away, `ShuttingDown`,
 /// `StoreFailed`,
 /// `NoLongerRetained` when the process was pruned. The sequence of the last event received is where
-/// to resume.
+/// to resume. One that has yielded the terminal event has nothing more to say: it ends without an
+/// error, also where the process was pruned, the grant taken away or the store closed since. Where a
+/// grant goes away before the terminal event was yielded, that ends it, and the event is not shown.
 pub struct Subscription {
     state: State,
     buffer: VecDeque<ObservedProcessEvent>,
@@ -202,9 +209,11 @@ impl Stream for Subscription {
                         this.state = State::Fetching(fetching);
                         return Poll::Pending;
                     }
-                    Poll::Ready((source, Ok(Batch::Events(events)))) => {
+                    Poll::Ready((source, Ok(Batch::Events { events, ended }))) => {
                         this.buffer.extend(events);
-                        this.state = State::Idle(Box::new(source));
+                        if !ended {
+                            this.state = State::Idle(Box::new(source));
+                        }
                     }
                     Poll::Ready((_, Ok(Batch::End))) => {}
                     Poll::Ready((_, Err(error))) => return this.end_with(error),
@@ -241,9 +250,9 @@ impl Source {
     async fn next_batch(&mut self) -> Result<Option<Batch>> {
         // Seen first, read second: what commits in between wakes the wait.
         self.listener.seen();
-        let from_tail = self.listener.tail_after(self.cursor, BATCH);
-        if let Some(events) = from_tail {
-            return Ok(self.take(events.iter().map(|event| event.observed()).collect()));
+        if let Some(FromTail { events, ended }) = self.listener.tail_after(self.cursor, BATCH) {
+            let events = events.iter().map(|event| event.observed()).collect();
+            return Ok(self.take(events, ended));
         }
         let view = self.shared.view()?;
         let Some(front) = view.front(self.row)? else {
@@ -260,25 +269,37 @@ impl Source {
             return Ok(front.terminal_at_ms().map(|_| Batch::End));
         }
         drop(view);
-        let page = self.log_page().await.map_err(|error| match &self.grants {
+        let (page, ended) = self.log_page().await.map_err(|error| match &self.grants {
             // Pruned in between.
             Some(grants) if is_gone(&error) => grants.not_granted(),
             _ => error,
         })?;
-        Ok(self.take(page.iter().map(ProcessEvent::observed).collect()))
+        let events = page.iter().map(ProcessEvent::observed).collect();
+        Ok(self.take(events, ended))
     }
 
-    /// The next page of the log, read off the async threads: it may come from the disk. On a view of
-    /// its own, taken there: a view that waits for a thread holds up the write-behind.
-    async fn log_page(&self) -> Result<Vec<ProcessEvent>> {
+    /// The next page of the log, and whether it ends with the terminal event, read off the async
+    /// threads: it may come from the disk. On a view of its own, taken there: a view that waits for a
+    /// thread holds up the write-behind.
+    async fn log_page(&self) -> Result<(Vec<ProcessEvent>, bool)> {
         let (shared, id) = (Arc::clone(&self.shared), self.process_id.clone());
         let (row, cursor) = (self.row, self.cursor);
-        blocking(move || shared.log_page(&shared.view()?, &id, row, cursor, BATCH)).await
+        blocking(move || {
+            let view = shared.view()?;
+            let page = shared.log_page(&view, &id, row, cursor, BATCH)?;
+            let read_to = page.last().map(|event| event.sequence);
+            let front = view.front(row)?;
+            let ended = front.is_some_and(|front| {
+                front.terminal_at_ms().is_some() && read_to == Some(front.last_sequence)
+            });
+            Ok((page, ended))
+        })
+        .await
     }
 
-    fn take(&mut self, events: Vec<ObservedProcessEvent>) -> Option<Batch> {
+    fn take(&mut self, events: Vec<ObservedProcessEvent>, ended: bool) -> Option<Batch> {
         self.cursor = events.last()?.sequence;
-        Some(Batch::Events(events))
+        Some(Batch::Events { events, ended })
     }
 
     async fn wait(&mut self) -> Result<()> {

@@ -233,9 +233,10 @@ impl Resolver<'_, '_> {
             }
             Change::Revoke { row, scope } => {
                 let key = keys::grant(scope, *row);
-                if self.raw(&key)?.is_some() {
+                if self.raw(&key)?.is_some() && self.is_there(*row)? {
                     self.delete(key);
                     self.delete(keys::granted(*row, scope));
+                    self.receipt.revoked.push((*row, scope.clone()));
                 }
                 Ok(())
             }
@@ -423,6 +424,12 @@ impl Resolver<'_, '_> {
         let (front, body) = StateFront::split(opened)?;
         let body = bytes.slice_ref(body);
         Ok((front, body))
+    }
+
+    /// Whether a process is there. What a pruned one left is for the prune to erase, and to count:
+    /// where anybody else took of it, no report would have it (R4).
+    fn is_there(&self, row: Row) -> Result<bool, StoreError> {
+        Ok(self.raw(&keys::state(row))?.is_some())
     }
 
     fn front(&self, row: Row) -> Result<StateFront, Stop> {

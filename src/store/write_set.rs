@@ -223,6 +223,8 @@ pub(crate) struct Receipt {
     pub(crate) pruned: ProcessPruneReport,
     /// Pending wakes that it discarded.
     pub(crate) wakes_discarded: u64,
+    /// Grants that it took away: those that were still there.
+    pub(crate) revoked: Vec<(Row, SessionScope)>,
     /// Scopes that it delivered wakes to.
     pub(crate) woken: Vec<SessionScope>,
     /// Pruned processes of which something is still to be erased.

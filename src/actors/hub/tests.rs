@@ -16,8 +16,8 @@ fn event(sequence: u64) -> (Arc<ProcessEvent>, usize) {
     (Arc::new(event), 4)
 }
 
-fn sequences(found: Option<Vec<Arc<ProcessEvent>>>) -> Option<Vec<u64>> {
-    found.map(|events| events.iter().map(|event| event.sequence).collect())
+fn sequences(found: Option<FromTail>) -> Option<Vec<u64>> {
+    found.map(|found| found.events.iter().map(|event| event.sequence).collect())
 }
 
 #[test]
@@ -74,6 +74,19 @@ fn a_tail_holds_no_more_bytes_than_it_may() {
     hub.publish(Incarnation(1), &[event(102)], false);
     assert_eq!(sequences(listener.tail_after(100, 9)), None);
     assert_eq!(sequences(listener.tail_after(101, 9)), Some(vec![102]));
+}
+
+#[test]
+fn a_tail_says_which_event_is_the_last_there_will_be() {
+    let hub = Arc::new(Hub::default());
+    let listener = hub.read_log(Incarnation(1));
+    hub.publish(Incarnation(1), &[event(1)], false);
+    assert!(!listener.tail_after(0, 9).unwrap().ended);
+    hub.publish(Incarnation(1), &[event(2), event(3)], true);
+    assert!(listener.tail_after(0, 9).unwrap().ended);
+    assert!(listener.tail_after(2, 1).unwrap().ended);
+    let cut = listener.tail_after(0, 2).unwrap();
+    assert!(!cut.ended, "there is one more");
 }
 
 #[test]

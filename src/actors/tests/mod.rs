@@ -21,6 +21,7 @@ use crate::store::process_store::ProcessStore;
 
 mod fencing;
 mod gated;
+mod sessions;
 mod together;
 
 /// Longer than anything here takes.

@@ -1,6 +1,6 @@
 //! The change feed: one entry for each process, at its last change, and one for each deletion.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::Incarnation;
 use crate::store::read::FeedEntry;
@@ -55,6 +55,25 @@ impl Consumer {
     }
 }
 
+/// Forgets a tombstone; how many consumers are too far behind then. Those are refused: they could not
+/// know what they missed.
+fn forget(host: &Host, incarnation: Incarnation, consumers: &mut Vec<Consumer>) -> usize {
+    host.ok(vec![], vec![Change::DropTombstone { incarnation }]);
+    let floor = host.view().feed_bounds().unwrap().0;
+    let before = consumers.len();
+    consumers.retain(|consumer| consumer.cursor >= floor);
+    before - consumers.len()
+}
+
+fn known_anew(host: &Host) -> Known {
+    let mut anew = Consumer {
+        cursor: 0,
+        known: Known::new(),
+    };
+    while anew.read(host, 5) {}
+    anew.known
+}
+
 fn e5_from_any_cursor_a_consumer_learns_every_final_state_and_every_deletion(ground: &Ground) {
     let host = ground.open();
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
@@ -62,8 +81,10 @@ fn e5_from_any_cursor_a_consumer_learns_every_final_state_and_every_deletion(gro
     let mut ended: Vec<Proc> = Vec::new();
     let mut truth = Known::new();
     let mut consumers: Vec<Consumer> = Vec::new();
-    for step in 0..400 {
-        match dice.below(10) {
+    let (mut pruned, mut forgotten) = (Vec::new(), BTreeSet::new());
+    let mut too_old = 0;
+    for step in 0..600 {
+        match dice.below(11) {
             0 | 1 => {
                 let id = format!("p-{step}");
                 let process = host.start(request(&id).with_wake_target(Some(session("t"))));
@@ -82,6 +103,12 @@ fn e5_from_any_cursor_a_consumer_learns_every_final_state_and_every_deletion(gro
                 let process = ended.remove(0);
                 host.prune(&process);
                 truth.insert(process.registration.incarnation, None);
+                pruned.push(process.registration.incarnation);
+            }
+            6 if pruned.len() > 12 => {
+                let incarnation = pruned.remove(usize::try_from(dice.below(3)).unwrap());
+                too_old += forget(&host, incarnation, &mut consumers);
+                forgotten.insert(incarnation);
             }
             4 => consumers.push(Consumer {
                 // From here on, knowing what is true now.
@@ -105,15 +132,14 @@ fn e5_from_any_cursor_a_consumer_learns_every_final_state_and_every_deletion(gro
             }
         }
     }
-    consumers.push(Consumer {
-        cursor: 0,
-        known: Known::new(),
-    });
-    assert!(consumers.len() > 10 && truth.values().any(Option::is_none));
+    assert!(consumers.len() > 10 && too_old > 0 && !pruned.is_empty());
     for mut consumer in consumers {
         while consumer.read(&host, 5) {}
         assert_eq!(consumer.known, truth);
     }
+    // One that begins anew knows nothing of what was forgotten, and needs to know nothing.
+    truth.retain(|incarnation, _| !forgotten.contains(incarnation));
+    assert_eq!(known_anew(&host), truth);
     assert_eq!(host.view().feed(0, 9_999).unwrap().len(), truth.len());
     host.assert_clean();
     host.store.close().unwrap();

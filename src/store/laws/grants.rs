@@ -66,7 +66,8 @@ fn g3_both_directions_change_together(ground: &Ground) {
     // One that is there keeps its descriptor, and there is nothing to do.
     let again = host.refused(vec![], vec![grant(&process, &scope, "two")]);
     assert_eq!(again, Refusal::NothingToDo);
-    host.ok(vec![], vec![revoke(&process, &scope)]);
+    let receipt = host.ok(vec![], vec![revoke(&process, &scope)]);
+    assert_eq!(receipt.revoked, [(process.row(), scope.clone())]);
     assert_eq!(holds(&host, &scope, &process), (None, false));
     let again = host.refused(vec![], vec![revoke(&process, &scope)]);
     assert_eq!(again, Refusal::NothingToDo);

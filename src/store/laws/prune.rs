@@ -420,6 +420,68 @@ fn r2_what_is_too_much_for_one_commit_is_gone_at_once_and_erased_behind_it(groun
     host.store.close().unwrap();
 }
 
+/// `is_there` in `Revoke`, `ack_wake` and `discard_wakes`.
+fn r4_what_a_pruned_process_left_is_erased_and_counted_by_prunes_alone(ground: &Ground) {
+    let host = ground.open();
+    let target = session("target");
+    let before = host.keys();
+    let mut process = host.start(request("p").with_wake_target(Some(target.clone())));
+    let row = process.row();
+    let granted: Vec<_> = (0..600).map(|n| session(&format!("s-{n:03}"))).collect();
+    let grants = granted.iter().map(|scope| Change::Grant {
+        row,
+        scope: scope.clone(),
+        descriptor: ProcessHandleDescriptor::default(),
+    });
+    host.ok(vec![], grants.collect());
+    for n in 0..600 {
+        let payload = json!({ "text": "?", "key": format!("k-{n}") });
+        host.emit(&mut process, "ask", payload);
+    }
+    host.finish(&mut process);
+    let wakes = host.view().wakes(&target, 999).unwrap();
+    let (whole, logs) = host.dump();
+    let log_bytes: u64 = logs.iter().map(|(.., value)| value.len() as u64).sum();
+    let receipt = host.prune(&process);
+    assert_eq!(receipt.remains, [row]);
+    let mut report = receipt.pruned;
+    assert_eq!((report.grants, report.wakes), (500, 500));
+
+    let revoked = granted.iter().map(|scope| Change::Revoke {
+        row,
+        scope: scope.clone(),
+    });
+    let discarded = vec![Change::DiscardWakes {
+        wakes: wakes.iter().map(|wake| (row, wake.position)).collect(),
+        received_too: true,
+    }];
+    let acked = wakes.iter().map(|wake| Change::AckWake {
+        scope: target.clone(),
+        position: wake.position,
+    });
+    for changes in [revoked.collect(), discarded, acked.collect()] {
+        assert_eq!(host.refused(vec![], changes), Refusal::NothingToDo);
+    }
+    let remains = host.view().remains(row).unwrap();
+    report.add(
+        host.ok(vec![], vec![Change::DropRemains(Box::new(remains))])
+            .pruned,
+    );
+    assert_eq!(
+        report,
+        ProcessPruneReport {
+            pruned_processes: 1,
+            pruned_events: 601,
+            grants: 600,
+            leases: 0,
+            wakes: 600,
+            bytes: bytes_beyond(&whole, &before) + log_bytes,
+        }
+    );
+    host.assert_clean();
+    host.store.close().unwrap();
+}
+
 /// The bound in `drop_effects`, and whose effects `forget_effects` forgets.
 fn r2_effects_that_are_too_many_go_before_their_process(ground: &Ground) {
     let host = ground.open();
@@ -453,6 +515,7 @@ fn r2_effects_that_are_too_many_go_before_their_process(ground: &Ground) {
 }
 
 held_by_both!(
+    r4_what_a_pruned_process_left_is_erased_and_counted_by_prunes_alone,
     r2_what_is_too_much_for_one_commit_is_gone_at_once_and_erased_behind_it,
     r2_effects_that_are_too_many_go_before_their_process,
     r2_a_prune_leaves_the_id_the_tombstone_and_the_deletion_and_counts_all_else,

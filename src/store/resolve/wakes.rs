@@ -7,7 +7,8 @@
 //!
 //! A scope may have any number of wakes pending, and a process may have made any number. So nothing
 //! here walks them: who discards many names them in sets of bounded size, and only what came since
-//! their last look is looked for within the commit.
+//! their last look is looked for within the commit. Of what a pruned process left nobody takes
+//! anything but the prune that goes on with it, so that its report has all of it.
 
 use super::super::codec;
 use super::super::codec::stored::{NOTHING, StoredDedupe, StoredScope, StoredWake, StoredWakeOf};
@@ -39,7 +40,7 @@ impl Resolver<'_, '_> {
         if let Some(key) = &dedupe
             && let Some(made) = self.get::<StoredDedupe>(key)?
             // A key of what was pruned is free, erased or not.
-            && self.raw(&keys::state(made.row.into()))?.is_some()
+            && self.is_there(made.row.into())?
         {
             return Ok(());
         }
@@ -74,6 +75,9 @@ impl Resolver<'_, '_> {
         let Some(wake) = self.get::<StoredWake>(&key)? else {
             return Ok(());
         };
+        if !self.is_there(wake.row.into())? {
+            return Ok(());
+        }
         self.delete(key);
         // A wake with a key leaves its way back, so that the key goes with the process.
         let back_key = keys::wake_of(wake.row.into(), position);
@@ -141,6 +145,9 @@ impl Resolver<'_, '_> {
         received_too: bool,
     ) -> Result<(), Stop> {
         for (row, position) in wakes {
+            if !self.is_there(*row)? {
+                continue;
+            }
             let mut report = ProcessPruneReport::default();
             let pending = self.drop_wake(*row, *position, received_too, &mut report)?;
             self.receipt.wakes_discarded += u64::from(pending);

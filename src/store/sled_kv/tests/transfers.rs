@@ -1,5 +1,5 @@
-//! Transfers of hundreds at once, by the registry's own plan, with the store stopped as if killed
-//! between any two of its operations.
+//! Transfers of hundreds at once, by the registry's own plan, each with the prune of another process in
+//! the same commit, with the store stopped as if killed between any two of its operations.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use crate::model::{ProcessHandleDescriptor, SessionScope};
 /// So many that one transfer is several slices of index writes, each with some of its keys: a grant is
 /// two keys that go and two that come, and a slice has 128.
 const PROCESSES: usize = 300;
+/// Transfers before the store is opened with its fault, after it, and once it is mended.
+const STEPS: [usize; 3] = [6, 30, 5];
 
 /// On which of the two sides each process is.
 type Sides = Vec<usize>;
@@ -33,6 +35,7 @@ fn step(
     host: &Host,
     processes: &[Proc],
     sides: &Sides,
+    ended: &Proc,
     random: &mut XorShift,
 ) -> (Sides, Result<(), CommitError>) {
     let from = sides[usize::try_from(random.below(PROCESSES as u64)).unwrap()];
@@ -47,14 +50,35 @@ fn step(
     let (given_by, taken_by) = ([side(from)], side(1 - from));
     let planned = writes::transfer(&host.view(), &given_by, &taken_by, &moved).unwrap();
     assert!(planned.missing.is_empty());
-    let set = planned.set.unwrap();
+    let mut set = planned.set.unwrap();
+    set.changes.push(host.pruned(ended));
     (after, host.submit(set).recv().unwrap().map(drop))
+}
+
+/// What there is to prune: each with a log and with grants of its own.
+fn ended(host: &Host) -> Vec<Proc> {
+    let mut all = Vec::new();
+    for number in 0..STEPS.iter().sum() {
+        let mut process = host.start(request(&format!("ended-{number}")));
+        host.emit(&mut process, "note", serde_json::json!(number));
+        let grants = (0..2).map(|number| Change::Grant {
+            row: process.row(),
+            scope: side(number),
+            descriptor: ProcessHandleDescriptor::default(),
+        });
+        host.ok(vec![], grants.collect());
+        host.finish(&mut process);
+        all.push(process);
+    }
+    all
 }
 
 /// Where everything was when the store stopped, and where it would have been.
 struct Stopped {
     copy: PathBuf,
     processes: Vec<Proc>,
+    /// To be pruned from here on.
+    ended: Vec<Proc>,
     acknowledged: Sides,
     attempted: Sides,
 }
@@ -73,10 +97,12 @@ fn run_into(at: Step, passes: u64, flushed: bool, home: &Path) -> Option<Stopped
         descriptor: ProcessHandleDescriptor::label("first"),
     });
     host.ok(vec![], grants.collect());
+    let mut ended = ended(&host);
     let mut sides = vec![0; PROCESSES];
     // A past that the open has to replay.
-    for _ in 0..6 {
-        let (after, done) = step(&host, &processes, &sides, &mut random);
+    for _ in 0..STEPS[0] {
+        let next = ended.pop().unwrap();
+        let (after, done) = step(&host, &processes, &sides, &next, &mut random);
         done.unwrap();
         sides = after;
     }
@@ -95,27 +121,29 @@ fn run_into(at: Step, passes: u64, flushed: bool, home: &Path) -> Option<Stopped
             Err(failure())
         }
     });
-    let stopped = |processes, acknowledged, attempted| {
+    let stopped = |processes, ended, acknowledged, attempted| {
         Some(Stopped {
             copy: copy.clone(),
             processes,
+            ended,
             acknowledged,
             attempted,
         })
     };
     let Ok(kv) = SledKv::open(&store, options) else {
-        return stopped(processes, sides.clone(), sides);
+        return stopped(processes, ended, sides.clone(), sides);
     };
     let host = Host::on(Arc::new(kv));
-    for number in 1..=30 {
-        let (after, done) = step(&host, &processes, &sides, &mut random);
+    for number in 1..=STEPS[1] {
+        let next = ended.pop().unwrap();
+        let (after, done) = step(&host, &processes, &sides, &next, &mut random);
         match done {
             Ok(()) => sides = after,
-            Err(CommitError::Unknown(_)) => return stopped(processes, sides, after),
+            Err(CommitError::Unknown(_)) => return stopped(processes, ended, sides, after),
             Err(unexpected) => panic!("{unexpected:?}"),
         }
         if number % 8 == 0 && host.store.drain().is_err() {
-            return stopped(processes, sides.clone(), sides);
+            return stopped(processes, ended, sides.clone(), sides);
         }
     }
     None
@@ -162,8 +190,8 @@ fn stop_at(at: Step) {
             host.assert_clean();
             // And it goes on from there.
             let mut random = XorShift(7 + passes);
-            for _ in 0..5 {
-                let (after, done) = step(&host, &stopped.processes, &sides, &mut random);
+            for next in stopped.ended.iter().take(STEPS[2]) {
+                let (after, done) = step(&host, &stopped.processes, &sides, next, &mut random);
                 done.unwrap();
                 sides = after;
                 assert_eq!(found(&host, &stopped.processes), sides);
@@ -192,6 +220,7 @@ stops!(
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_group_is_shown: CommitPublish,
     g2_g3_exactly_one_side_holds_it_after_a_stop_after_the_freeze: DrainFrozen,
     g2_g3_exactly_one_side_holds_it_after_a_stop_between_index_writes: DrainSlice,
+    g2_g3_exactly_one_side_holds_it_after_a_stop_before_a_log_is_erased: DrainErased,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_index_is_synced: DrainWritten,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_mark_advances: DrainSynced,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_mark_is_synced: DrainMarked,
