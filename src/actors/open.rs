@@ -107,6 +107,7 @@ impl Runtime {
         let shared = Arc::new(Shared::new(config, store, lease_clock, engines));
         watch_store(&shared);
         shared.begin_feed().await?;
+        shared.begin_age()?;
         let (root, _) = Root::spawn(None, Root, Arc::clone(&shared))
             .await
             .map_err(|error| spawn_failed(&error))?;
@@ -153,13 +154,7 @@ impl Runtime {
     /// Begins an incarnation, and starts whoever renews and watches it.
     async fn start_owner(shared: &Arc<Shared>, root: ActorCell) -> Result<ActorCell> {
         let lease = shared.config.lease;
-        let owner = keeper::begin_incarnation(
-            &shared.store,
-            &*shared.lease_clock,
-            &shared.config.owner_id,
-            lease,
-        )
-        .await?;
+        let owner = keeper::begin_incarnation(shared).await?;
         shared.set_owner(owner);
         let (keeper, _) = Keeper::spawn_linked(None, Keeper, Arc::clone(shared), root)
             .await
