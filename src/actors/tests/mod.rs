@@ -21,6 +21,7 @@ use crate::store::process_store::ProcessStore;
 
 mod fencing;
 mod gated;
+mod liveness;
 
 /// Longer than anything here takes.
 const BOUND: Duration = Duration::from_secs(60);
