@@ -1,5 +1,5 @@
-//! V1, within one open, by timers alone. Time is paused: it passes when nothing is to be done, and
-//! every clock of the runtime shows it.
+//! V1, within one open, by timers alone, and how long a shutdown takes. Time is paused: it passes
+//! when nothing is to be done, and every clock of the runtime shows it.
 
 use std::sync::atomic::AtomicU64;
 
@@ -207,4 +207,41 @@ async fn v1_once_faults_stop_everything_is_leased_or_terminal_in_time() {
     // A store is closed in real time.
     tokio::time::resume();
     shut(&runtime).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_spends_its_grace_period_once() {
+    let (runtime, gated) = open(&MemoryKv::private()).await;
+    let shared = Arc::clone(&runtime.shared);
+    start(&shared, "bound", RecoveryDisposition::OwnerBound).await;
+    while !shared.get("bound").unwrap().unwrap().facets.started {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (stall, stalled) = std::sync::mpsc::channel::<()>();
+    let (is_held, held) = tokio::sync::oneshot::channel();
+    let closing = {
+        let gated = Arc::clone(&gated);
+        std::thread::spawn(move || {
+            let _held = gated.stalled.lock().unwrap();
+            let _ = is_held.send(());
+            let _ = stalled.recv();
+        })
+    };
+    held.await.unwrap();
+    let (began, grace) = (Instant::now(), Duration::from_secs(60));
+    let error = runtime.shutdown(grace).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("the store was not closed"), "{text}");
+    assert!(text.contains("1 abandoned"), "{text}");
+    // All of the grace period, what aborting may take, and the least that a store is given.
+    let took = began.elapsed();
+    let most = grace + Duration::from_secs(4) + Duration::from_millis(300);
+    assert!(took >= grace && took <= most, "{took:?}");
+    let again = runtime.shutdown(grace).await.unwrap_err();
+    assert_eq!((again, began.elapsed()), (error, took), "the same at once");
+    drop(stall);
+    tokio::task::spawn_blocking(move || closing.join())
+        .await
+        .unwrap()
+        .unwrap();
 }
