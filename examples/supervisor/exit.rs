@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use procession::{Error, FailureClass, ProcessAwaitOutput};
 use serde_json::Value;
 
-use crate::signals::SIGPIPE;
+use crate::signals::{SIGPIPE, Signal};
 
 pub(crate) const DONE: u8 = 0;
 pub(crate) const DAMAGED: u8 = 1;
@@ -36,6 +36,8 @@ pub(crate) enum Failure {
     Output(io::Error),
     /// The operating system refused something else.
     System(io::Error),
+    /// It was told to stop.
+    Signalled(Signal),
     /// The arguments make no sense on this machine.
     Usage(String),
     /// What was to be shown has no JSON form.
@@ -66,6 +68,7 @@ impl Failure {
             Self::Output(_) if self.is_broken_pipe() => SIGPIPE.exit_code(),
             Self::Output(_) => IO,
             Self::Usage(_) => USAGE,
+            Self::Signalled(signal) => signal.exit_code(),
             Self::System(_) | Self::Json(_) => SOFTWARE,
         }
     }
@@ -76,6 +79,8 @@ impl Failure {
             return None;
         }
         Some(match self {
+            // Whoever sent it knows.
+            Self::Signalled(_) => return None,
             Self::Library(error) => match advice(error) {
                 Some(advice) => format!("{error}\n{advice}"),
                 None => error.to_string(),

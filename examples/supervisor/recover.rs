@@ -76,13 +76,25 @@ async fn not_ended(store: &Store) -> Result<Vec<String>, Failure> {
     listed
 }
 
+async fn shut_down(supervisor: &Supervisor, grace: Duration) -> Result<ShutdownReport, Failure> {
+    say("shutting down; a second signal leaves at once");
+    Ok(supervisor.shutdown(ShutdownOptions::grace(grace)).await?)
+}
+
 async fn carry_on(
     supervisor: &Supervisor,
     before: Vec<String>,
     grace: Duration,
     signals: &mut Signals,
 ) -> Result<(Report, u8), Failure> {
-    let done = supervisor.recover().await?;
+    let done = tokio::select! {
+        done = supervisor.recover() => done?,
+        signal = signals.first() => {
+            let mut report = Report::default();
+            report.shutdown = Some(shut_down(supervisor, grace).await?);
+            return Ok((report, signal.exit_code()));
+        }
+    };
     let mut steps: HashMap<String, RecoveryStep> = done.processes.into_iter().collect();
     let mut report = Report::default();
     for process_id in before {
@@ -99,9 +111,7 @@ async fn carry_on(
     tokio::select! {
         waited = wait_for_all(&processes) => waited?,
         signal = signals.first() => {
-            say("shutting down; a second signal leaves at once");
-            let shutdown = supervisor.shutdown(ShutdownOptions::grace(grace)).await?;
-            report.shutdown = Some(shutdown);
+            report.shutdown = Some(shut_down(supervisor, grace).await?);
             return Ok((report, signal.exit_code()));
         }
     }

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::args::{Abandon, Events, List, Prune};
 use crate::exit::{DAMAGED, DONE, Failure};
+use crate::signals::Signals;
 use crate::store::{Store, close};
 
 /// Looks at a store, and lets go of it.
@@ -24,6 +25,24 @@ async fn looking<T>(
     let seen = look(&supervisor).await;
     close(supervisor, Duration::ZERO).await;
     seen
+}
+
+/// The same for what may take long: a first signal stops it, and lets go of the store.
+async fn maintaining<T>(
+    store: &Store,
+    maintain: impl AsyncFnOnce(&Supervisor) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut signals = Signals::listen()?;
+    let supervisor = tokio::select! {
+        opened = store.look() => opened?,
+        signal = signals.first() => return Err(Failure::Signalled(signal)),
+    };
+    let done = tokio::select! {
+        done = maintain(&supervisor) => done,
+        signal = signals.first() => Err(Failure::Signalled(signal)),
+    };
+    close(supervisor, Duration::ZERO).await;
+    done
 }
 
 pub(crate) async fn list(store: &Store, args: &List, json: bool) -> Result<u8, Failure> {
@@ -231,7 +250,7 @@ pub(crate) async fn prune(store: &Store, args: &Prune, json: bool) -> Result<u8,
         .and_then(|cutoff| cutoff.duration_since(UNIX_EPOCH).ok())
         .unwrap_or_default();
     let cutoff_ms = u64::try_from(cutoff.as_millis()).unwrap_or(u64::MAX);
-    let report = looking(store, async |supervisor| {
+    let report = maintaining(store, async |supervisor| {
         Ok(supervisor.processes().prune(cutoff_ms).await?)
     })
     .await?;
@@ -251,7 +270,7 @@ pub(crate) async fn prune(store: &Store, args: &Prune, json: bool) -> Result<u8,
 }
 
 pub(crate) async fn verify(store: &Store, json: bool) -> Result<u8, Failure> {
-    let report = looking(store, async |supervisor| Ok(supervisor.verify().await?)).await?;
+    let report = maintaining(store, async |supervisor| Ok(supervisor.verify().await?)).await?;
     let code = if report.is_clean() { DONE } else { DAMAGED };
     if json {
         print_json(&report)?;

@@ -1,25 +1,37 @@
-//! For how long processes with a time limit have been started, by a clock that does not jump.
+//! For how long processes with a time limit have been started, by clocks that do not jump.
 //!
 //! Events are stamped by the wall clock, so a stamp and the wall clock of now say little about the
-//! time between them. This runtime notes when it started a process, or first saw that somebody had,
-//! and counts from there by the monotonic clock. Of the time before it saw it, the stamp is all
-//! there is: never less than none, and judged by the wall clock as it was when the store was
-//! opened, so that a later jump does not count.
+//! time between them. Two things count instead. Within an open this runtime notes when it started a
+//! process, and counts from there by the monotonic clock. Across opens there is the age of the store
+//! (`model/age.rs`): it goes on by the monotonic clock, is made durable with every heartbeat, and is
+//! said in the event of such a process's first start. Only for how long the store was closed while
+//! the machine was started anew is left to the wall clock.
 
 use std::collections::HashSet;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use dashmap::DashMap;
 
+use tracing::warn;
+
 use super::keeper::millis;
 use super::runtime::Shared;
-use crate::model::Incarnation;
+use crate::model::age::AgeMark;
+use crate::model::event::{EventBody, RuntimeEvent};
 use crate::model::record::{ProcessState, Registration};
+use crate::model::{Incarnation, Result};
+
+/// Events of a log that are looked through at once, and their bytes.
+const LOG_PAGE: usize = 64;
+const LOG_PAGE_BYTES: usize = 64 << 10;
 
 /// When processes were started, as this runtime knows it.
 #[derive(Debug, Default)]
 pub(super) struct Elapsed {
     marks: DashMap<Incarnation, Mark>,
+    /// How old the store was when it was opened, and what the monotonic clock showed then.
+    opened: OnceLock<(u64, Duration)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -85,9 +97,71 @@ impl Shared {
         let (Some(_), Some(first)) = (registration.timeout, &state.first_started) else {
             return 0;
         };
-        let had_ms = || self.steady_ms().saturating_sub(first.at_ms);
+        let had_ms = || match self.first_start_age(registration) {
+            Ok(Some(age_ms)) => self.age_ms().saturating_sub(age_ms),
+            // Nothing is known but its stamp: judged by the wall clock as it was at the open.
+            Ok(None) => self.steady_ms().saturating_sub(first.at_ms),
+            Err(error) => {
+                warn!(process = %registration.id, %error, "its first start cannot be read");
+                0
+            }
+        };
         self.elapsed
             .ms(registration.incarnation, self.monotonic(), had_ms)
+    }
+
+    /// How old the store was when a process was started for the first time, as its log says. What
+    /// comes before that in the log is bounded only by who signals a process that has not begun, so
+    /// it is read in pages.
+    fn first_start_age(&self, registration: &Registration) -> Result<Option<u64>> {
+        let view = self.view()?;
+        let mut from = 1;
+        loop {
+            let (id, incarnation) = (&registration.id, registration.incarnation);
+            let page = view.events(id, incarnation, from, LOG_PAGE, LOG_PAGE_BYTES)?;
+            let Some(last) = page.last() else {
+                return Ok(None);
+            };
+            from = last.sequence + 1;
+            for event in &page {
+                if let EventBody::Runtime(RuntimeEvent::Started { store_age_ms, .. }) =
+                    EventBody::of(event)?
+                {
+                    return Ok(store_age_ms);
+                }
+            }
+        }
+    }
+
+    /// Takes up the age of the store where the last open left it.
+    pub(super) fn begin_age(&self) -> Result<()> {
+        let clock = self.store.clock();
+        let (wall_ms, monotonic) = (clock.now_epoch_ms(), clock.monotonic());
+        let boot_id = clock.boot_id();
+        let age_ms = self.view()?.age()?.map_or(0, |mark| {
+            mark.age_at(wall_ms, millis(monotonic), boot_id.as_deref())
+        });
+        // Set once, before anything is executed.
+        let _ = self.elapsed.opened.set((age_ms, monotonic));
+        Ok(())
+    }
+
+    /// How old the store is.
+    pub(crate) fn age_ms(&self) -> u64 {
+        let now = self.monotonic();
+        let (age_ms, at) = self.elapsed.opened.get().copied().unwrap_or((0, now));
+        age_ms.saturating_add(millis(now.saturating_sub(at)))
+    }
+
+    /// The same, with what the clocks show, to be kept.
+    pub(super) fn age_mark(&self) -> AgeMark {
+        let clock = self.store.clock();
+        AgeMark {
+            age_ms: self.age_ms(),
+            wall_ms: clock.now_epoch_ms(),
+            monotonic_ms: millis(clock.monotonic()),
+            boot_id: clock.boot_id(),
+        }
     }
 
     /// The processes of which it is noted since when they have been started.

@@ -18,7 +18,6 @@ use super::runtime::Shared;
 use crate::model::lease::OwnerRecord;
 use crate::model::{FencingToken, OwnerNumber, ProcessOwner, Result};
 use crate::store::clock::Clock;
-use crate::store::process_store::ProcessStore;
 use crate::store::write_set::{Change, CommitResult, Condition, WriteSet};
 
 /// The clock by which leases are judged: the wall clock as it was at the open, carried on by the
@@ -54,6 +53,10 @@ impl Clock for SteadyClock {
 
     fn monotonic(&self) -> Duration {
         self.inner.monotonic()
+    }
+
+    fn boot_id(&self) -> Option<String> {
+        self.inner.boot_id()
     }
 }
 
@@ -155,32 +158,29 @@ fn record(handle: &OwnerHandle, expires_at_ms: u64, retired: bool) -> OwnerRecor
 }
 
 /// Begins a new incarnation, durably.
-pub(super) async fn begin_incarnation(
-    store: &ProcessStore,
-    lease_clock: &dyn Clock,
-    owner_id: &str,
-    lease: crate::model::LeaseTimings,
-) -> Result<Arc<OwnerHandle>> {
+pub(super) async fn begin_incarnation(shared: &Shared) -> Result<Arc<OwnerHandle>> {
+    let (store, lease) = (&shared.store, shared.config.lease);
     let number = store.next_owner()?;
     let handle = OwnerHandle::new(
         number,
         ProcessOwner {
-            owner_id: owner_id.to_owned(),
+            owner_id: shared.config.owner_id.clone(),
             incarnation_id: uuid::Uuid::new_v4().to_string(),
             store_epoch: store.epoch(),
         },
     );
-    let sent_at = lease_clock.monotonic();
-    let expires_at_ms = lease_clock
-        .now_epoch_ms()
-        .saturating_add(millis(lease.ttl()));
+    let sent_at = shared.monotonic();
+    let expires_at_ms = shared.steady_ms().saturating_add(millis(lease.ttl()));
     store
         .commit_wait(WriteSet::new(
             Vec::new(),
-            vec![Change::PutOwner {
-                number,
-                record: record(&handle, expires_at_ms, false),
-            }],
+            vec![
+                Change::PutOwner {
+                    number,
+                    record: record(&handle, expires_at_ms, false),
+                },
+                Change::PutAge(shared.age_mark()),
+            ],
         ))
         .await
         .map_err(|error| super::errors::commit_error("(owner)", error))?;
@@ -279,17 +279,20 @@ impl KeeperState {
         }
         self.renewing = true;
         let ttl = millis(self.shared.config.lease.ttl());
-        let expires_at_ms = self.shared.lease_clock.now_epoch_ms().saturating_add(ttl);
+        let expires_at_ms = self.shared.steady_ms().saturating_add(ttl);
         let number = handle.number;
         let myself = myself.clone();
         self.shared.store.commit(
             WriteSet::new(
                 // L4: a heartbeat commits only if the one before has not lapsed.
                 vec![Condition::OwnerLive { owner: number }],
-                vec![Change::PutOwner {
-                    number,
-                    record: record(&handle, expires_at_ms, false),
-                }],
+                vec![
+                    Change::PutOwner {
+                        number,
+                        record: record(&handle, expires_at_ms, false),
+                    },
+                    Change::PutAge(self.shared.age_mark()),
+                ],
             ),
             Box::new(move |result| {
                 let _ = myself.cast(KeeperMsg::Renewed {
@@ -345,13 +348,7 @@ impl KeeperState {
         let shared = Arc::clone(&self.shared);
         let myself = myself.clone();
         tokio::spawn(async move {
-            let began = begin_incarnation(
-                &shared.store,
-                &*shared.lease_clock,
-                &shared.config.owner_id,
-                shared.config.lease,
-            )
-            .await;
+            let began = begin_incarnation(&shared).await;
             let _ = myself.cast(KeeperMsg::Began(began));
         });
     }
@@ -362,7 +359,7 @@ impl KeeperState {
         for handle in self.shared.take_gone() {
             let shared = Arc::clone(&self.shared);
             tokio::spawn(async move {
-                match shared.store.commit_wait(retired(&handle)).await {
+                match shared.store.commit_wait(retired(&shared, &handle)).await {
                     Ok(_) => shared.sweep_soon(),
                     Err(error) => {
                         warn!(?error, "a lost incarnation could not be retired");
@@ -376,13 +373,17 @@ impl KeeperState {
 }
 
 /// Says of an incarnation that it is gone.
-fn retired(handle: &OwnerHandle) -> WriteSet {
+fn retired(shared: &Shared, handle: &OwnerHandle) -> WriteSet {
     WriteSet::new(
         Vec::new(),
-        vec![Change::PutOwner {
-            number: handle.number,
-            record: record(handle, 0, true),
-        }],
+        vec![
+            Change::PutOwner {
+                number: handle.number,
+                record: record(handle, 0, true),
+            },
+            // At a shutdown the last that is said: what passes from then on is told by other clocks.
+            Change::PutAge(shared.age_mark()),
+        ],
     )
 }
 
@@ -393,7 +394,7 @@ pub(super) async fn retire_at_shutdown(shared: &Shared) {
         shared.lose_owner(&owner);
     }
     for handle in shared.take_gone() {
-        if let Err(error) = shared.store.commit_wait(retired(&handle)).await {
+        if let Err(error) = shared.store.commit_wait(retired(shared, &handle)).await {
             warn!(incarnation = %handle.owner.incarnation_id, ?error, "owner was not retired");
         }
     }

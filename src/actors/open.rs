@@ -8,6 +8,7 @@ use ractor::{Actor, ActorCell, ActorRef};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::config::RuntimeConfig;
@@ -44,9 +45,12 @@ const STOP_MAX: Duration = Duration::from_secs(1);
 /// How long an aborted task may take to end: code that never yields is left behind.
 const ABORT_MAX: Duration = Duration::from_secs(1);
 
-/// How long letting go of the store may take where the grace period is shorter: a disk that stalls
-/// must not hold up a shutdown for good.
+/// How long letting go of the store may take where less than that is left of the grace period: a
+/// disk that stalls must not hold up a shutdown for good.
 const CLOSE_MIN: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 10_000 });
+
+/// How long the fence sleeps at the most: so long may go on what was lost while the machine slept.
+const FENCE_LOOK_MAX: Duration = Duration::from_secs(1);
 
 /// Most processes that the error of a shutdown names.
 const NAMED_MAX: usize = 20;
@@ -103,6 +107,7 @@ impl Runtime {
         let shared = Arc::new(Shared::new(config, store, lease_clock, engines));
         watch_store(&shared);
         shared.begin_feed().await?;
+        shared.begin_age()?;
         let (root, _) = Root::spawn(None, Root, Arc::clone(&shared))
             .await
             .map_err(|error| spawn_failed(&error))?;
@@ -149,24 +154,18 @@ impl Runtime {
     /// Begins an incarnation, and starts whoever renews and watches it.
     async fn start_owner(shared: &Arc<Shared>, root: ActorCell) -> Result<ActorCell> {
         let lease = shared.config.lease;
-        let owner = keeper::begin_incarnation(
-            &shared.store,
-            &*shared.lease_clock,
-            &shared.config.owner_id,
-            lease,
-        )
-        .await?;
+        let owner = keeper::begin_incarnation(shared).await?;
         shared.set_owner(owner);
         let (keeper, _) = Keeper::spawn_linked(None, Keeper, Arc::clone(shared), root)
             .await
             .map_err(|error| spawn_failed(&error))?;
         let clock = Arc::clone(shared.store.clock());
+        // A thread's sleep stands still while the machine does, the clock does not.
+        let look_every = (lease.renew_every() / 2).min(FENCE_LOOK_MAX);
         let fence =
-            Fence::start(clock, lease.renew_every() / 2, keeper.clone()).map_err(|error| {
-                Error::Overloaded {
-                    what: format!("threads: {error}"),
-                    limit: 0,
-                }
+            Fence::start(clock, look_every, keeper.clone()).map_err(|error| Error::Overloaded {
+                what: format!("threads: {error}"),
+                limit: 0,
             })?;
         shared.set_fence(fence);
         Ok(keeper.get_cell())
@@ -181,6 +180,7 @@ impl Runtime {
         }
         self.shared.begin_shutdown();
         info!(grace = %humantime::format_duration(grace), "shutting down");
+        let began = Instant::now();
         let report = self.drain(grace).await;
         if tokio::time::timeout(STOP_MAX, self.shared.commands_done())
             .await
@@ -193,7 +193,9 @@ impl Runtime {
             .get_cell()
             .stop_children_and_wait(None, Some(ABORT_MAX))
             .await;
-        let let_go = self.let_go(grace.max(CLOSE_MIN)).await;
+        // The grace period is spent once: what the work has left of it is the store's.
+        let left = grace.saturating_sub(began.elapsed());
+        let let_go = self.let_go(left.max(CLOSE_MIN)).await;
         self.root.stop(None);
         // Whoever still waits finds the store closed.
         self.shared.abandon_waits();
@@ -220,12 +222,14 @@ impl Runtime {
             () = keeper::retire_at_shutdown(&self.shared) => {}
             () = &mut time_over => answered = false,
         }
-        self.shared.end_fence();
-        let store = self.shared.store.clone();
+        let shared = Arc::clone(&self.shared);
         let (said, closed) = oneshot::channel();
-        // A thread of its own: the async runtime waits for its blocking ones when it goes away.
+        // A thread of its own, because both block: the async runtime waits for its blocking ones when
+        // it goes away.
         std::thread::spawn(move || {
-            let _ = said.send(store.close());
+            let closed = shared.store.close();
+            shared.end_fence();
+            let _ = said.send(closed);
         });
         if !answered {
             return late("the last commit was not answered");

@@ -61,21 +61,36 @@ pub(crate) struct Admission {
     _bytes: Option<OwnedSemaphorePermit>,
 }
 
-/// Says that a lease is being claimed here, or is in use.
+/// Says that a lease is being claimed here, or is in use. While that is so no sweep looks at the
+/// process; when it no longer is, the next one does, unless the process is known to have ended.
 #[derive(Debug)]
 pub(crate) struct Claimed {
     shared: Arc<Shared>,
-    incarnation: Incarnation,
+    row: Row,
+    ended: bool,
+}
+
+impl Claimed {
+    /// The process has ended: there is nothing more to be looked at.
+    pub(crate) fn ended(&mut self) {
+        self.ended = true;
+    }
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
-        if let Some(mut count) = self.shared.claims.get_mut(&self.incarnation) {
+        let incarnation = self.row.incarnation;
+        if let Some(mut count) = self.shared.claims.get_mut(&incarnation) {
             *count = count.saturating_sub(1);
         }
         self.shared
             .claims
-            .remove_if(&self.incarnation, |_, count| *count == 0);
+            .remove_if(&incarnation, |_, count| *count == 0);
+        // After that, so that whoever takes the note finds it unclaimed. However it came about: a
+        // claim that was refused, an attempt that was dropped, an actor that failed.
+        if !self.ended {
+            self.shared.look_at(self.row);
+        }
     }
 }
 
@@ -208,11 +223,12 @@ impl Shared {
     }
 
     /// Says that a lease is being claimed here, or is in use, until what is returned is dropped.
-    pub(crate) fn claiming(self: &Arc<Self>, incarnation: Incarnation) -> Claimed {
-        *self.claims.entry(incarnation).or_insert(0) += 1;
+    pub(crate) fn claiming(self: &Arc<Self>, row: Row) -> Claimed {
+        *self.claims.entry(row.incarnation).or_insert(0) += 1;
         Claimed {
             shared: Arc::clone(self),
-            incarnation,
+            row,
+            ended: false,
         }
     }
 
@@ -220,6 +236,13 @@ impl Shared {
     /// that is an orphan: whatever used it is gone.
     pub(crate) fn is_claimed(&self, incarnation: Incarnation) -> bool {
         self.claims.contains_key(&incarnation)
+    }
+
+    /// Whether a process is executed here or about to be, or code of a lost execution of it still
+    /// runs: nothing is begun or settled beside that. A claim on its way counts like the lease that
+    /// comes of it.
+    pub(crate) fn is_busy(&self, incarnation: Incarnation) -> bool {
+        self.has_task(incarnation) || self.is_claimed(incarnation)
     }
 
     /// Processes that have an actor.
@@ -314,7 +337,8 @@ impl Shared {
             }
             Ok(_) => turn.decline(),
             Err(error) => {
-                tracing::info!(process = %id, %error, "queued process is gone");
+                tracing::info!(process = %id, %error, "queued process is gone, or has no actor");
+                self.attention.note(turn.entry.row);
                 turn.decline();
             }
         }

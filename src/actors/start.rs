@@ -267,6 +267,7 @@ impl Shared {
             if let Err(error) = shared.cancel_children_of(&parent_id, incarnation).await {
                 // The reaper completes it.
                 tracing::warn!(process = %parent_id, %error, "children not all cancelled");
+                shared.attention.note_everything();
             }
         });
     }
@@ -302,15 +303,16 @@ impl Shared {
                             .as_ref()
                             .is_some_and(|parent| !parent.detached)
                     {
-                        children.push(summary.head.id);
+                        children.push((summary.head.id, row));
                     }
                 }
             }
-            for child in children {
+            for (child, row) in children {
                 let by = Some(format!("parent {parent_id}"));
                 if let Err(error) = self.cancel(&child, by, None).await {
                     // One that cannot be asked keeps nobody from asking the others.
                     tracing::warn!(process = %child, %error, "child not cancelled");
+                    self.attention.note(row);
                 }
             }
         }

@@ -77,8 +77,8 @@ enum Place {
 #[non_exhaustive]
 pub struct ShutdownOptions {
     /// How long started work that may not be run again gets to finish. Rerunnable work is told to
-    /// stop at once, and gets as long for that. Letting go of the store gets as long again, and at
-    /// least ten seconds.
+    /// stop at once, and gets as long for that. What the work leaves of it, and at least ten seconds,
+    /// is the store's, whose disk may stall. What does not stop takes up to four seconds beyond it.
     pub grace: Duration,
 }
 

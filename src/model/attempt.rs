@@ -71,6 +71,7 @@ pub(super) fn begin(
             attempt: state.attempt.saturating_add(1),
             fencing_token: token,
             reason,
+            store_age_ms: facts.store_age_ms,
         },
         LeaseChange::Acquire(token),
     )

@@ -101,6 +101,8 @@ pub(crate) struct Facts {
     pub(crate) holder: Option<FencingToken>,
     /// A token with which the process can be claimed now: given where its lease is free.
     pub(crate) claim: Option<FencingToken>,
+    /// How old the store is: to be said of the first start of what has a time limit.
+    pub(crate) store_age_ms: Option<u64>,
 }
 
 /// What becomes of the lease.

@@ -211,6 +211,10 @@ pub(crate) enum RuntimeEvent {
         attempt: u32,
         fencing_token: FencingToken,
         reason: StartReason,
+        /// Of the first start of what has a time limit: its time counts from there, and the
+        /// stamp of the event is by a clock that may jump.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        store_age_ms: Option<u64>,
     },
     #[serde(rename = "process.waiting")]
     Waiting {

@@ -97,6 +97,7 @@ fn apply_runtime(
             attempt,
             reason,
             fencing_token: _,
+            store_age_ms: _,
         } => {
             if Some(*attempt) != state.attempt.checked_add(1) {
                 return Err("attempts are counted one by one");

@@ -3,6 +3,7 @@
 //! Nothing here is async, reads a clock, draws a random number or touches storage. A decision is a
 //! function of (state, command, facts) that returns data.
 
+pub(crate) mod age;
 pub(crate) mod append;
 mod attempt;
 pub(crate) mod decide;

@@ -428,6 +428,7 @@ fn whatever_the_reaper_decides_can_be_written() {
                 },
             };
             let facts = Facts {
+                store_age_ms: None,
                 replayed: None,
                 holder: (lease != FREE).then(|| token(5)),
                 claim: Some(token(9)),

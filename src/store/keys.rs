@@ -94,6 +94,8 @@ pub(crate) mod kind {
     pub(crate) const REMAINS: u8 = 0x17;
     /// Where in the feed each open of the store began.
     pub(crate) const FEED_EPOCH: u8 = 0x18;
+    /// How old the store is.
+    pub(crate) const AGE: u8 = 0x19;
 }
 
 struct Key(Vec<u8>);
@@ -384,6 +386,10 @@ pub(crate) fn feed_epochs_after(epoch: u64) -> KeyRange {
         start: feed_epoch(epoch.saturating_add(1)),
         end: Key::new(kind::FEED_EPOCH).range().end,
     }
+}
+
+pub(crate) fn age() -> Bytes {
+    Key::new(kind::AGE).done()
 }
 
 pub(crate) fn feed_floor() -> Bytes {

@@ -9,14 +9,15 @@ use bytes::Bytes;
 pub(crate) use edges::{OfSession, SessionEdge};
 
 use super::codec::stored::{
-    HeadFacts, StateFacts, StateFront, StoredBody, StoredChange, StoredEffect, StoredEnv,
-    StoredEvent, StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner,
-    StoredReplay, StoredScope, StoredState, StoredTombstone, StoredWake,
+    HeadFacts, StateFacts, StateFront, StoredAge, StoredBody, StoredChange, StoredEffect,
+    StoredEnv, StoredEvent, StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber,
+    StoredOwner, StoredReplay, StoredScope, StoredState, StoredTombstone, StoredWake,
 };
 use super::codec::{self, Stored};
 use super::error::StoreError;
 use super::keys::{self, Row};
 use super::kv::{KeyRange, KvView};
+use crate::model::age::AgeMark;
 use crate::model::decide::Replayed;
 use crate::model::event::EventBody;
 use crate::model::lease::{self, Lease, OwnerRecord};
@@ -489,6 +490,11 @@ impl View {
                 Ok((position, entry))
             })
             .collect()
+    }
+
+    /// How old the store was when that was last written.
+    pub(crate) fn age(&self) -> Result<Option<AgeMark>, StoreError> {
+        Ok(self.get::<StoredAge>(&keys::age())?.map(AgeMark::from))
     }
 
     /// An epoch of the feed.

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::codec::stored::{
-    NOTHING, StateFront, StoredChange, StoredEnv, StoredFeedEpoch, StoredGrant, StoredId,
-    StoredNumber, StoredOwner, StoredReplay, StoredScope, StoredState, StoredTombstone,
+    NOTHING, StateFront, StoredAge, StoredChange, StoredEnv, StoredFeedEpoch, StoredGrant,
+    StoredId, StoredNumber, StoredOwner, StoredReplay, StoredScope, StoredState, StoredTombstone,
 };
 use super::codec::{self, Stored};
 use super::error::StoreError;
@@ -243,6 +243,13 @@ impl Resolver<'_, '_> {
             Change::PutOwner { number, record } => {
                 let value = codec::encode(&StoredOwner::from(record.clone()))?;
                 self.put(keys::owner(*number), value);
+                Ok(())
+            }
+            Change::PutAge(mark) => {
+                let known = self.get::<StoredAge>(&keys::age())?;
+                if known.is_none_or(|known| known.age_ms <= mark.age_ms) {
+                    self.put(keys::age(), codec::encode(&StoredAge::from(mark.clone()))?);
+                }
                 Ok(())
             }
             Change::RemoveOwner { number } => {

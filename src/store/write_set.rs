@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::error::StoreError;
 use super::keys::Row;
+use crate::model::age::AgeMark;
 use crate::model::lease::OwnerRecord;
 use crate::model::retention::Tombstone;
 use crate::model::{
@@ -164,6 +165,8 @@ pub(crate) enum Change {
         number: OwnerNumber,
         record: OwnerRecord,
     },
+    /// How old the store is, with what the clocks show. It never gets younger.
+    PutAge(AgeMark),
     /// An owner that nobody names any more.
     RemoveOwner { number: OwnerNumber },
     /// The feed of an epoch begins, once.

@@ -53,8 +53,17 @@ impl Process {
             Ok(history) => self.claim(turn, history),
             Err(error) => {
                 warn!(process = %self.registration.id, %error, "log cannot be read");
+                self.look_later();
                 turn.decline();
             }
+        }
+    }
+
+    /// It left the queue without an attempt: the next sweep by interval looks at it. Not at once,
+    /// where that would only come back here.
+    fn look_later(&self) {
+        if self.state.terminal().is_none() {
+            self.shared.attention.note(self.row);
         }
     }
 
@@ -66,7 +75,8 @@ impl Process {
             return;
         }
         let Some(owner) = self.shared.trusted_owner() else {
-            // Between two incarnations: the sweep after the next one began finds it again.
+            // Between two incarnations, or in doubt about this one.
+            self.look_later();
             return;
         };
         self.refresh();
@@ -89,14 +99,20 @@ impl Process {
                             owner,
                             token,
                             takes_over,
-                            claimed: self.shared.claiming(self.registration.incarnation),
+                            claimed: self.shared.claiming(self.row),
                         },
                     });
                 }
-                Err(error) => warn!(process = %self.registration.id, %error, "no token"),
+                Err(error) => {
+                    warn!(process = %self.registration.id, %error, "no token");
+                    self.look_later();
+                }
             },
-            Ok(None) => {}
-            Err(error) => warn!(process = %self.registration.id, %error, "not claimed"),
+            Ok(None) => self.look_later(),
+            Err(error) => {
+                warn!(process = %self.registration.id, %error, "not claimed");
+                self.look_later();
+            }
         }
     }
 

@@ -86,10 +86,6 @@ impl Process {
         execution.close();
         if execution.settled {
             self.drop_execution(token);
-            if self.durable.terminal().is_none() {
-                // What it left undone is somebody else's now.
-                self.shared.look_at(self.row);
-            }
             return;
         }
         execution.settled = true;
@@ -104,7 +100,6 @@ impl Process {
             Ending::Lost => {
                 self.last_outcome = ShutdownOutcome::Unwritten;
                 self.drop_execution(token);
-                self.shared.look_at(self.row);
                 return;
             }
             Ending::Release => {
@@ -270,19 +265,17 @@ impl Process {
         if let Some(pause) = &self.durable.retry_pause {
             self.shared.enqueue(&self.registration, pause.retry_at_ms);
         }
-        if self.durable.terminal().is_none() {
-            // Something else may have been asked for meanwhile, or its time limit may pass.
-            self.shared.look_at(self.row);
-        }
     }
 
+    /// Lets go of an execution. Whatever it left undone, the reaper looks at: something else may
+    /// have been asked for meanwhile, its time limit may pass, or its lease may still name this
+    /// runtime, which no longer executes it.
     pub(super) fn drop_execution(&mut self, token: FencingToken) {
-        if self
-            .execution
-            .as_ref()
-            .is_some_and(|execution| execution.token == token)
-        {
-            self.execution = None;
+        let Some(mut execution) = self.execution.take_if(|it| it.token == token) else {
+            return;
+        };
+        if self.durable.terminal().is_some() {
+            execution.process_ended();
         }
     }
 }

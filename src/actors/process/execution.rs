@@ -28,7 +28,8 @@ use crate::engines::{
 };
 use crate::model::limits::PAYLOAD_BYTES_MAX;
 use crate::model::record::{ProcessState, Registration};
-use crate::model::{FailureClass, FencingToken, Incarnation, json};
+use crate::model::{FailureClass, FencingToken, json};
+use crate::store::keys::Row;
 
 /// How an execution is stopped, from any thread.
 #[derive(Debug, Clone)]
@@ -79,7 +80,7 @@ pub(super) struct Execution {
     brake: Brake,
     timers: Vec<AbortHandle>,
     /// Says that its lease is in use, for as long as this lives.
-    _claimed: Claimed,
+    claimed: Claimed,
 }
 
 /// What an execution is made from.
@@ -102,7 +103,7 @@ struct TaskGuard {
     shared: Arc<Shared>,
     actor: ActorRef<ProcessMsg>,
     owner: Arc<OwnerHandle>,
-    incarnation: Incarnation,
+    row: Row,
     token: FencingToken,
     result: Option<EngineResult>,
 }
@@ -116,7 +117,7 @@ impl TaskGuard {
 
 impl Drop for TaskGuard {
     fn drop(&mut self) {
-        self.shared.task_ended(self.incarnation);
+        self.shared.task_ended(self.row.incarnation);
         self.owner.task_ended(self.token);
         let ended = self.actor.cast(ProcessMsg::Ended {
             token: self.token,
@@ -124,7 +125,7 @@ impl Drop for TaskGuard {
         });
         if ended.is_err() {
             // Without an actor nobody is left to tell: only now can recovery go on.
-            self.shared.sweep_soon();
+            self.shared.look_at(self.row);
         }
     }
 }
@@ -160,7 +161,7 @@ impl Execution {
             shared: launch.shared,
             actor: launch.actor,
             owner: Arc::clone(&launch.owner),
-            incarnation: launch.registration.incarnation,
+            row: Row::of(&launch.registration),
             token: launch.token,
             result: None,
         };
@@ -191,7 +192,7 @@ impl Execution {
             settled: false,
             brake,
             timers: Vec::new(),
-            _claimed: launch.claimed,
+            claimed: launch.claimed,
         }
     }
 
@@ -221,6 +222,11 @@ impl Execution {
         self.settled = true;
         self.forced = true;
         self.brake.lose();
+    }
+
+    /// Its process has ended.
+    pub(super) fn process_ended(&mut self) {
+        self.claimed.ended();
     }
 
     /// Accepts nothing more.

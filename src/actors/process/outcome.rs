@@ -102,10 +102,9 @@ impl Process {
                 if self.durable.first_started.is_none() {
                     self.shared.no_first_start(self.registration.incarnation);
                 }
+                // With its claim goes a note to the reaper, who finds out what is to be done instead.
                 if let Err(error) = answer {
                     info!(process = %self.registration.id, %error, "not started");
-                    // What is to be done instead is the reaper's to find out.
-                    self.shared.look_at(self.row);
                 }
             }
             Purpose::WaitBegun { wait_id } | Purpose::WaitEnded { wait_id } => {
@@ -117,8 +116,6 @@ impl Process {
                 if let Err(error) = answer {
                     warn!(process = %self.registration.id, %error, "outcome was not written");
                     self.last_outcome = ShutdownOutcome::Unwritten;
-                    // Its lease may still name this runtime, which no longer executes it.
-                    self.shared.look_at(self.row);
                 }
                 self.drop_execution(token);
             }

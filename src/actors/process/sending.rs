@@ -273,8 +273,10 @@ impl Process {
                     result: result.map(drop),
                 };
                 if myself.cast(message).is_err() {
-                    // The actor is gone; whoever listens finds what was committed in the store.
+                    // The actor is gone; whoever listens finds what was committed in the store, and
+                    // what should have followed on it, for children as well, is the reaper's.
                     shared.hub.nudge(incarnation);
+                    shared.sweep_soon();
                 }
             }),
         );

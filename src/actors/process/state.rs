@@ -381,7 +381,13 @@ impl Process {
                 }
             }
             // Judged claimable right before this, in `next_attempt`; once more inside the commit.
-            Command::Begin { token, .. } => facts.claim = Some(*token),
+            Command::Begin { token, .. } => {
+                facts.claim = Some(*token);
+                let limited = self.registration.timeout.is_some();
+                if limited && self.state.first_started.is_none() {
+                    facts.store_age_ms = Some(self.shared.age_ms());
+                }
+            }
             Command::RequestCancel { .. }
             | Command::RequestAbandon { .. }
             | Command::SetExternalRef { .. }

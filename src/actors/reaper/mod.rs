@@ -159,6 +159,21 @@ impl Drop for Over {
     }
 }
 
+/// What a sweep took upon itself is everybody's again unless it was looked at to the end, also when
+/// the sweep panics.
+struct Looking {
+    shared: Arc<Shared>,
+    done: bool,
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        if !self.done {
+            self.shared.attention.note_everything();
+        }
+    }
+}
+
 /// Time over which requests for a sweep are gathered: a process that cannot be claimed must not
 /// keep the reaper, and the disk, busy.
 const GATHER: Duration = Duration::from_millis(50);
@@ -228,7 +243,13 @@ impl ReaperState {
         };
         tokio::spawn(async move {
             let _over = over;
+            let mut looking = Looking {
+                shared: Arc::clone(&shared),
+                done: false,
+            };
             let mut report = Sweep::new(&shared).run(scope).await;
+            looking.done = report.is_ok();
+            drop(looking);
             if let Ok(report) = &mut report {
                 let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
                 *totals = report.sum_up(*totals);
@@ -247,10 +268,7 @@ impl ReaperState {
                     );
                 }
                 Ok(_) => {}
-                Err(error) => {
-                    shared.attention.note_everything();
-                    warn!(%error, "recovery sweep failed");
-                }
+                Err(error) => warn!(%error, "recovery sweep failed"),
             }
             for waiting in waiting {
                 let _ = waiting.send(report.clone());

@@ -119,8 +119,7 @@ impl Settling<'_> {
                 loaded.edges.lease == self.lease && loaded.state.terminal().is_none()
             });
         // Looked at after the load: whoever claims says so before it commits.
-        let busy = self.shared.has_task(incarnation) || self.shared.is_claimed(incarnation);
-        Ok(loaded.filter(|_| !busy))
+        Ok(loaded.filter(|_| !self.shared.is_busy(incarnation)))
     }
 
     fn lost_owner(&self) -> Result<Option<ProcessOwner>> {
@@ -151,6 +150,10 @@ impl Settling<'_> {
         let registration = Arc::new(loaded.registration.clone());
         self.commit(loaded, command, token).await?;
         if let RecoveryStep::Queued { .. } = step {
+            if registration.timeout.is_some() {
+                // Its time limit may pass before its turn comes.
+                self.shared.attention.note(self.row);
+            }
             self.shared.enqueue(&registration, 0);
         }
         Ok(step)

@@ -313,7 +313,7 @@ impl Shared {
             page.elsewhere.push(row);
         }
         if let Examined::Done(_, step) = &examined
-            && changes_with_time(*step, limited)
+            && changes_with_time(*step, limited, self.is_claimed(row.incarnation))
         {
             page.again.push(row);
         }
@@ -328,20 +328,19 @@ impl Shared {
         if let Some(by) = parent_wants_cancel(view, &head, &facts)? {
             return Ok(todo(id, Work::Cancel { by }));
         }
-        if self.has_task(row.incarnation) {
-            // It is executed, or code of a lost execution still runs: nothing is begun beside it.
+        if self.is_busy(row.incarnation) {
             let reason = LeaveReason::Leased;
             return Ok(Examined::Done(id, RecoveryStep::Left { reason }));
         }
+        // Leased by this incarnation, and nothing uses it: what did is gone.
         let own = self.owner().map(|owner| owner.number);
-        let ours = edges.lease.filter(|lease| Some(lease.owner) == own);
-        let claimed = self.is_claimed(row.incarnation);
-        let orphaned = ours.filter(|_| !claimed).map(|lease| lease.token);
-        let standing = match (ours, orphaned) {
-            (_, Some(_)) => LeaseStanding::Held(OwnerStanding::Dead),
-            // In use here, whatever a wall clock that has jumped says of its expiry.
-            (Some(_), None) => LeaseStanding::Held(OwnerStanding::Live),
-            (None, None) => view.lease_standing(edges.lease)?,
+        let orphaned = edges
+            .lease
+            .filter(|lease| Some(lease.owner) == own)
+            .map(|lease| lease.token);
+        let standing = match orphaned {
+            Some(_) => LeaseStanding::Held(OwnerStanding::Dead),
+            None => view.lease_standing(edges.lease)?,
         };
         let kind = head.engine_kind.clone();
         let priority = head.priority;
@@ -388,8 +387,13 @@ impl Shared {
 }
 
 /// Whether there may be something else to do later although nothing is written until then.
-fn changes_with_time(step: RecoveryStep, limited: bool) -> bool {
+fn changes_with_time(step: RecoveryStep, limited: bool, claimed: bool) -> bool {
     match step {
+        // The lease of a lost incarnation expires, or code that goes on after its execution was
+        // stopped ends. What is in use here is noted when it no longer is.
+        RecoveryStep::Left {
+            reason: LeaveReason::Leased,
+        } => !claimed,
         // Its pause ends, or its time limit passes.
         RecoveryStep::Queued { reason } => {
             reason == StartReason::Retry || (limited && reason != StartReason::First)

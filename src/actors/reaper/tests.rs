@@ -359,3 +359,52 @@ async fn a_report_counts_every_process_once_whatever_was_done_with_it() {
     assert!(totals.sweeps >= 2);
     verified_and_shut(&runtime).await;
 }
+
+/// A process that waits for a slot which never comes, and nothing noted of it.
+async fn queued(shared: &Arc<Shared>) -> keys::Row {
+    start(shared, "p", "leaves", RecoveryDisposition::Rerunnable).await;
+    shared.recover_now().await.unwrap();
+    shared.attention.take();
+    let Some(IdEntry::Live(row)) = shared.view().unwrap().id("p").unwrap() else {
+        panic!("not there");
+    };
+    row
+}
+
+async fn is_left(shared: &Arc<Shared>) {
+    let report = shared.recover_now().await.unwrap();
+    let reason = LeaveReason::Leased;
+    let left = ("p".to_owned(), RecoveryStep::Left { reason });
+    assert_eq!(report.processes, [left]);
+}
+
+#[tokio::test]
+async fn a_claim_on_its_way_counts_as_a_lease_and_is_looked_at_when_it_fails() {
+    let runtime = Ground::new().open(&["leaves"], 0).await;
+    let shared = Arc::clone(&runtime.shared);
+    let row = queued(&shared).await;
+    let claimed = shared.claiming(row);
+    is_left(&shared).await;
+    assert_eq!(shared.attention.take(), Scope::Rows(Vec::new()));
+    drop(claimed);
+    assert_eq!(shared.attention.take(), Scope::Rows(vec![row]));
+    let mut claimed = shared.claiming(row);
+    claimed.ended();
+    drop(claimed);
+    assert_eq!(shared.attention.take(), Scope::Rows(Vec::new()));
+    runtime.shutdown(BOUND).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_waits_for_code_that_goes_on_is_looked_at_by_every_sweep() {
+    let runtime = Ground::new().open(&["leaves"], 0).await;
+    let shared = Arc::clone(&runtime.shared);
+    let row = queued(&shared).await;
+    shared.task_began(row.incarnation);
+    is_left(&shared).await;
+    assert_eq!(shared.attention.take(), Scope::Rows(vec![row]));
+    shared.task_ended(row.incarnation);
+    let report = shared.recover_now().await.unwrap();
+    assert_eq!(report.queued, 1);
+    runtime.shutdown(BOUND).await.unwrap();
+}

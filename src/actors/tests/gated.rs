@@ -16,7 +16,7 @@ pub(super) struct Gated {
     kv: MemoryKv,
     held: Mutex<Held>,
     /// Closing it takes until this is let go of.
-    stalled: Mutex<()>,
+    pub(super) stalled: Mutex<()>,
 }
 
 #[derive(Default)]

@@ -19,8 +19,10 @@ use crate::store::clock::{Clock, SystemClock};
 use crate::store::memory_kv::MemoryKv;
 use crate::store::process_store::ProcessStore;
 
+mod conditions;
 mod fencing;
 mod gated;
+mod liveness;
 mod sessions;
 mod together;
 

@@ -390,6 +390,7 @@ pub(super) fn outcome(row: Row, column: Column) -> Outcome {
     };
     let (command, replayed, event_type) = column.build(&registration);
     let facts = Facts {
+        store_age_ms: None,
         replayed,
         holder: holder.map(token),
         claim: claim.map(token),

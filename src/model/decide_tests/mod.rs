@@ -139,6 +139,7 @@ fn p2_exactly_one_terminal_event_and_nothing_after_it() {
         for next in Column::ALL {
             let (command, replayed, _) = next.build(&outcome.registration);
             let facts = Facts {
+                store_age_ms: None,
                 replayed,
                 holder: Some(token(HOLDER)),
                 claim: Some(token(CLAIM)),
@@ -287,6 +288,7 @@ fn a3_whoever_ends_a_lost_process_fences_its_owner() {
     let (registration, state, _) = Row::RerunLost.build();
     // A token that does not rise above the last holder's would not fence it (L2).
     let facts = Facts {
+        store_age_ms: None,
         holder: Some(token(HOLDER)),
         claim: Some(token(HOLDER)),
         ..Facts::default()
@@ -361,6 +363,7 @@ fn a_cancelled_queue_entry_says_that_it_never_ran() {
 fn retries_end_where_the_policy_says() {
     let (registration, mut state, _) = Row::RerunLive.build();
     let facts = Facts {
+        store_age_ms: None,
         holder: Some(token(HOLDER)),
         ..Facts::default()
     };
@@ -415,6 +418,7 @@ fn a2_evidence_is_that_of_whoever_writes_it() {
         {
             let (registration, state, _) = row.build();
             let facts = Facts {
+                store_age_ms: None,
                 replayed: None,
                 holder: holder.map(token),
                 claim: claim.map(token),

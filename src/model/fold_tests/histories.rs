@@ -61,6 +61,7 @@ impl World {
             .map(|(_, replayed)| *replayed);
         let free = self.holder.is_none() || self.lost;
         let facts = Facts {
+            store_age_ms: None,
             replayed,
             holder: self.holder,
             claim: free.then_some(FencingToken(self.last_token + 1)),

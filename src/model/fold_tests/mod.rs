@@ -58,6 +58,7 @@ fn started(attempt: u32, reason: StartReason) -> EventBody {
         attempt,
         fencing_token: token(5),
         reason,
+        store_age_ms: None,
     })
 }
 

@@ -8,6 +8,7 @@ use bincode::{Decode, Encode};
 use serde_json::Value;
 
 use super::{Stored, Written};
+use crate::model::age::AgeMark;
 use crate::model::json;
 use crate::model::retention::Tombstone;
 use crate::model::{
@@ -295,6 +296,38 @@ pub(crate) struct StoredFeedEpoch {
     pub(crate) nonce: u64,
 }
 stored!(StoredFeedEpoch, 0x18, 1, "epoch of the feed");
+
+/// How old the store was, and what the clocks showed then.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct StoredAge {
+    pub(crate) age_ms: u64,
+    pub(crate) wall_ms: u64,
+    pub(crate) monotonic_ms: u64,
+    pub(crate) boot_id: Option<String>,
+}
+stored!(StoredAge, 0x19, 1, "age of the store");
+
+impl From<AgeMark> for StoredAge {
+    fn from(mark: AgeMark) -> Self {
+        Self {
+            age_ms: mark.age_ms,
+            wall_ms: mark.wall_ms,
+            monotonic_ms: mark.monotonic_ms,
+            boot_id: mark.boot_id,
+        }
+    }
+}
+
+impl From<StoredAge> for AgeMark {
+    fn from(stored: StoredAge) -> Self {
+        Self {
+            age_ms: stored.age_ms,
+            wall_ms: stored.wall_ms,
+            monotonic_ms: stored.monotonic_ms,
+            boot_id: stored.boot_id,
+        }
+    }
+}
 
 /// A bare number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

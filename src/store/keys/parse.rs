@@ -58,6 +58,7 @@ pub(crate) enum Parsed {
     EnvUsers(ContentHash),
     Remains(Incarnation),
     FeedEpoch(u64),
+    Age,
 }
 
 /// Takes a key apart; `None` if its kind is unknown or it is not laid out as its kind is.
@@ -116,6 +117,7 @@ pub(crate) fn parse(key: &[u8]) -> Option<Parsed> {
         kind::ENV_USERS => Parsed::EnvUsers(parts.hash()?),
         kind::REMAINS => Parsed::Remains(Incarnation(parts.number()?)),
         kind::FEED_EPOCH => Parsed::FeedEpoch(parts.number()?),
+        kind::AGE => Parsed::Age,
         _ => return None,
     };
     parts.0.is_empty().then_some(parsed)
@@ -290,6 +292,7 @@ mod tests {
             (env_users(&env), Parsed::EnvUsers(env)),
             (remains(ROW.incarnation), Parsed::Remains(ROW.incarnation)),
             (feed_epoch(4), Parsed::FeedEpoch(4)),
+            (age(), Parsed::Age),
         ]
     }
 
@@ -313,7 +316,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_none() {
-        for kind in (0x19..=u8::MAX).chain([0]) {
+        for kind in (0x1a..=u8::MAX).chain([0]) {
             assert_eq!(parse(&[kind]), None);
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::model::Incarnation;
 use crate::store::read::FeedEntry;
 use crate::store::testing::*;
-use crate::store::write_set::Change;
+use crate::store::write_set::{Change, Refusal};
 
 /// What a consumer knows: the last event of each process, or that it is gone.
 type Known = BTreeMap<Incarnation, Option<u64>>;
@@ -165,7 +165,22 @@ fn e5_a_cursor_from_the_floor_on_still_learns_every_deletion(ground: &Ground) {
     host.store.close().unwrap();
 }
 
+/// `BeginFeed`: a second host of the same epoch, or a call that is made again.
+fn e5_the_feed_of_an_epoch_begins_once(ground: &Ground) {
+    let host = ground.open();
+    let begin = |nonce| Change::BeginFeed {
+        epoch: host.store.epoch(),
+        nonce,
+    };
+    host.ok(vec![], vec![begin(1)]);
+    let begun = host.view().newest_feed_epoch().unwrap();
+    assert_eq!(host.refused(vec![], vec![begin(2)]), Refusal::NothingToDo);
+    assert_eq!(host.view().newest_feed_epoch().unwrap(), begun);
+    host.store.close().unwrap();
+}
+
 held_by_both!(
     e5_from_any_cursor_a_consumer_learns_every_final_state_and_every_deletion,
     e5_a_cursor_from_the_floor_on_still_learns_every_deletion,
+    e5_the_feed_of_an_epoch_begins_once,
 );

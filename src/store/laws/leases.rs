@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::model::age::AgeMark;
 use crate::model::decide::{Command, Facts, Finisher};
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::LeaseStanding;
@@ -257,6 +258,30 @@ fn l5_an_owner_is_forgotten_on_proof_only(ground: &Ground) {
     host.store.close().unwrap();
 }
 
+/// `known.age_ms <= mark.age_ms`, in `change`: hosts that share a store need not be of one mind.
+fn l6_a_store_gets_no_younger(ground: &Ground) {
+    let host = ground.open();
+    let owner = host.owner();
+    let mark = |age_ms, boot: Option<&str>| AgeMark {
+        age_ms,
+        wall_ms: age_ms + 1,
+        monotonic_ms: age_ms + 2,
+        boot_id: boot.map(str::to_owned),
+    };
+    assert_eq!(host.view().age().unwrap(), None);
+    for (said, stands) in [
+        (mark(5, Some("a")), mark(5, Some("a"))),
+        (mark(4, Some("b")), mark(5, Some("a"))),
+        (mark(5, Some("b")), mark(5, Some("b"))),
+        (mark(6, None), mark(6, None)),
+    ] {
+        host.ok(vec![], vec![host.beat(owner), Change::PutAge(said)]);
+        assert_eq!(host.view().age().unwrap(), Some(stands));
+    }
+    host.assert_clean();
+    host.store.close().unwrap();
+}
+
 /// L6: whatever the clock does, there is one lease, its token rises, and the old one is fenced.
 fn l6_no_clock_breaks_fencing(ground: &Ground) {
     const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
@@ -431,5 +456,6 @@ held_by_both!(
     l8_an_owner_of_an_earlier_epoch_writes_nothing,
     l5_an_owner_is_forgotten_on_proof_only,
     l6_no_clock_breaks_fencing,
+    l6_a_store_gets_no_younger,
     a4_of_completion_and_abandonment_one_wins_and_the_other_learns_it,
 );

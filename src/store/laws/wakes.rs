@@ -327,6 +327,31 @@ fn g4_a_session_that_goes_takes_its_wakes_and_targets_and_no_event(ground: &Grou
     host.store.close().unwrap();
 }
 
+/// The scope of a wake in `discard_pending`, and that of the target in `leave_wake_target`.
+fn g4_a_target_that_goes_takes_nothing_of_another_scope(ground: &Ground) {
+    let host = ground.open();
+    let mut process = started(&host, "p");
+    let other = session("other");
+    host.emit(&mut process, "ask", ask("a"));
+    let command = process.event("ask", ask("b"), None, Some(other.clone()));
+    host.step(&mut process, command, Facts::default());
+    let leave = Change::DropWakeTarget {
+        row: process.row(),
+        scope: other.clone(),
+    };
+    assert_eq!(host.refused(vec![], vec![leave]), Refusal::NothingToDo);
+    assert_eq!(
+        host.view().wake_target(process.row()).unwrap(),
+        Some(target())
+    );
+    let set = retarget(&host, &process, None);
+    assert_eq!(host.ok(vec![], vec![set]).wakes_discarded, 1);
+    assert_eq!(pending(&host, &target()), [""; 0]);
+    assert_eq!(pending(&host, &other), ["ask b"]);
+    host.assert_clean();
+    host.store.close().unwrap();
+}
+
 held_by_both!(
     wakes_wait_in_order_until_they_are_received,
     a_key_wakes_a_scope_once_whoever_uses_it,
@@ -337,4 +362,5 @@ held_by_both!(
     a_new_target_rests_on_what_was_looked_at,
     a_new_target_never_looks_through_more_wakes_than_it_may,
     g4_a_session_that_goes_takes_its_wakes_and_targets_and_no_event,
+    g4_a_target_that_goes_takes_nothing_of_another_scope,
 );

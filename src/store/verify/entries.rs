@@ -1,9 +1,9 @@
 //! One key at a time: what it stands for must be there and say the same.
 
 use super::super::codec::stored::{
-    HeadFacts, StoredBody, StoredChange, StoredDedupe, StoredEffect, StoredEnv, StoredEvent,
-    StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner, StoredReplay,
-    StoredScope, StoredState, StoredTombstone, StoredWake, StoredWakeOf,
+    HeadFacts, StoredAge, StoredBody, StoredChange, StoredDedupe, StoredEffect, StoredEnv,
+    StoredEvent, StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner,
+    StoredReplay, StoredScope, StoredState, StoredTombstone, StoredWake, StoredWakeOf,
 };
 use super::super::codec::{self, Stored};
 use super::super::error::StoreError;
@@ -57,6 +57,7 @@ impl Entry<'_> {
             Parsed::FeedFloor => self.value::<StoredNumber>().map(drop),
             Parsed::Remains(incarnation) => self.remains(incarnation),
             Parsed::FeedEpoch(_) => self.value::<StoredFeedEpoch>().map(drop),
+            Parsed::Age => self.value::<StoredAge>().map(drop),
         }
     }
 

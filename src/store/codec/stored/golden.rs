@@ -113,6 +113,10 @@ const FEED_EPOCH: &str = "\
     180110000000233f96fa \
     07000000000000000807060504030201 \
 ";
+const AGE: &str = "\
+    1901220000007286bfc5 \
+    05000000000000000600000000000000070000000000000001010000000000000062 \
+";
 const EVENT: &str = "\
     200128000000d8dd47e6 \
     04000000000000006e6f746509000000000000000101000000000000007202000000000000007b7d \
@@ -348,6 +352,13 @@ fn what_leads_to_it_and_stands_beside_it() {
         nonce: 0x0102_0304_0506_0708,
     };
     frozen(&epoch, FEED_EPOCH);
+    let age = StoredAge {
+        age_ms: 5,
+        wall_ms: 6,
+        monotonic_ms: 7,
+        boot_id: Some(text("b")),
+    };
+    frozen(&age, AGE);
 }
 
 #[test]
@@ -502,6 +513,7 @@ fn no_type_reads_what_is_too_new_or_was_not_written() {
     hostile::<StoredTombstone>(TOMBSTONE);
     hostile::<StoredNumber>(NUMBER);
     hostile::<StoredFeedEpoch>(FEED_EPOCH);
+    hostile::<StoredAge>(AGE);
     hostile::<StoredEvent>(EVENT);
 }
 
@@ -525,6 +537,7 @@ fn no_two_types_share_a_kind() {
         StoredTombstone::KIND,
         StoredNumber::KIND,
         StoredFeedEpoch::KIND,
+        StoredAge::KIND,
         StoredEvent::KIND,
     ];
     let distinct: std::collections::BTreeSet<u8> = kinds.into_iter().collect();

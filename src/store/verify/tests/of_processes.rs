@@ -223,6 +223,7 @@ fn e1_and_p2_a_log_that_cannot_have_happened_is_found() {
                     attempt: 2,
                     fencing_token,
                     reason: StartReason::Released,
+                    store_age_ms: None,
                 };
                 started.payload = json::canonical_bytes(&second.into_parts().unwrap().1);
                 vec![append(
@@ -251,6 +252,7 @@ fn a_lease_that_outlives_the_recorded_loss_of_its_owner_is_found() {
         survivors: Some(Vec::new()),
     };
     let facts = Facts {
+        store_age_ms: None,
         replayed: None,
         holder: Some(held),
         claim: Some(token),
