@@ -162,12 +162,14 @@ fn sync_index(inner: &Inner, side_files: &mut SideFiles) -> Result<(), StoreErro
 }
 
 fn sync_data_file(inner: &Inner) -> Result<(), StoreError> {
+    inner.step(Step::IndexSync)?;
     inner
         .data_file
         .sync_data()
         .map_err(|error| StoreError::Failed {
             cause: format!("data sync: {error}").into(),
-        })
+        })?;
+    inner.step(Step::IndexSynced)
 }
 
 fn freeze(inner: &Inner) -> (Arc<Layer>, LowWater) {

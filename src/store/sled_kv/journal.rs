@@ -3,10 +3,12 @@
 //! An entry's sequence, not its place, says where it belongs; one below the low-water mark is
 //! stale. `docs/store-format.md` has the bytes.
 
+mod disk;
 mod entry;
 mod file;
 mod replay;
 
+pub(super) use disk::Disk;
 pub(super) use entry::{ENTRY_HEADER_BYTES, EntryHeader, encode_op};
 #[cfg(test)]
 pub(super) use entry::{Salt, decode_entry, decode_ops, encode_entry};

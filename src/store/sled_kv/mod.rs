@@ -17,6 +17,8 @@ mod overlay;
 mod queue;
 mod side_files;
 #[cfg(test)]
+mod tape;
+#[cfg(test)]
 mod tests;
 mod view;
 
@@ -123,7 +125,7 @@ impl SledKv {
     /// # Errors
     /// `Busy`, `TooNew`, `TooOld`, `Corrupted`, or `Failed`.
     pub(crate) fn open(path: &Path, options: Options) -> Result<Self, StoreError> {
-        let opened = open::open(path, options)?;
+        let (opened, lock) = open::open(path, options)?;
         let inner = Arc::new(opened.inner);
         let committer = spawn("procession-commit", {
             let inner = Arc::clone(&inner);
@@ -148,7 +150,7 @@ impl SledKv {
             running: Mutex::new(Some(Running {
                 committer,
                 write_behind,
-                lock: opened.lock,
+                lock,
             })),
         })
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::super::error::StoreError;
 use super::Options;
-use super::fault::Step;
+use super::fault::{Faults, Step};
 use super::frame::{FORMAT_VERSION, corrupted};
 use super::index::{Index, Trees, failed, panic_text};
 use super::inner::{Block, COUNTER_BLOCK, Inner, State};
@@ -26,17 +26,17 @@ pub(super) const SLED_FILE: &str = "db";
 /// What an open yields.
 pub(super) struct Opened {
     pub(super) inner: Inner,
-    pub(super) lock: File,
     pub(super) epoch: u64,
     pub(super) store_id: uuid::Uuid,
 }
 
-/// Opens the store in a directory, making it if it is not there.
-pub(super) fn open(path: &Path, options: Options) -> Result<Opened, StoreError> {
+/// Opens the store in a directory, making it if it is not there. The file is the lock.
+pub(super) fn open(path: &Path, options: Options) -> Result<(Opened, File), StoreError> {
     create_directory(path)?;
     let lock = take_lock(path)?;
     // sled panics on some damage. That is an answer here, not the end of the host.
-    catch_unwind(AssertUnwindSafe(|| open_locked(path, options, lock))).unwrap_or_else(|panic| {
+    let opened = catch_unwind(AssertUnwindSafe(|| open_locked(path, options)));
+    let opened = opened.unwrap_or_else(|panic| {
         Err(StoreError::Corrupted {
             what: format!(
                 "sled panicked while opening {}: {}",
@@ -44,10 +44,11 @@ pub(super) fn open(path: &Path, options: Options) -> Result<Opened, StoreError> 
                 panic_text(panic.as_ref())
             ),
         })
-    })
+    });
+    Ok((opened?, lock))
 }
 
-fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, StoreError> {
+fn open_locked(path: &Path, options: Options) -> Result<Opened, StoreError> {
     remove_snapshots(path, |name| name.ends_with(".generating"))?;
     let db = match open_sled(path, &options) {
         Err(StoreError::Corrupted { what }) => repair(path, &options, &what)?,
@@ -60,9 +61,10 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
         .open(path.join(SLED_FILE))
         .map_err(|error| io_failed("open sled's file", path, &error))?;
     let trees = open_trees(db, is_new)?;
-    let (store_id, journal) = open_journal(path, &trees)?;
+    let (store_id, journal) = open_journal(path, &trees, &options.faults)?;
     let mut low_water = LowWater::load(&trees.meta)?;
     let replay = journal::replay(&journal, low_water.sequence, low_water.commit)?;
+    options.faults.at(Step::OpenRewritten, &trees.db)?;
     // What a kill left in the system's cache is as good as committed only from here on.
     journal.sync()?;
     options.faults.at(Step::OpenReplayed, &trees.db)?;
@@ -72,9 +74,11 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
     low_water.save(&trees.meta)?;
     options.faults.at(Step::OpenRaised, &trees.db)?;
     trees.db.flush().map_err(failed)?;
+    options.faults.at(Step::IndexSync, &trees.db)?;
     data_file
         .sync_data()
         .map_err(|error| io_failed("sync sled's file", path, &error))?;
+    options.faults.at(Step::IndexSynced, &trees.db)?;
     sync_names(path)?;
     let has_garbage = trees.next_garbage(0)?.is_some();
     let state = replayed_state(replay, low_water, has_garbage);
@@ -95,7 +99,6 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
             state,
             counters,
         ),
-        lock,
         epoch,
         store_id,
     })
@@ -295,14 +298,18 @@ fn open_trees(db: sled::Db, is_new: bool) -> Result<Trees, StoreError> {
 
 /// The store's id, and its journal. Both are made at the first open; a crash before that open's
 /// sync makes others, because nothing can have been committed by then.
-fn open_journal(path: &Path, trees: &Trees) -> Result<(uuid::Uuid, Journal), StoreError> {
+fn open_journal(
+    path: &Path,
+    trees: &Trees,
+    faults: &Faults,
+) -> Result<(uuid::Uuid, Journal), StoreError> {
     if let Some(body) = meta::get(&trees.meta, meta::STORE_ID)? {
         let store_id = uuid::Uuid::from_slice(&body)
             .map_err(|_| corrupted("meta", meta::STORE_ID, "record of unexpected length"))?;
-        return Ok((store_id, Journal::open(path, store_id)?));
+        return Ok((store_id, Journal::open(path, store_id, faults)?));
     }
     let store_id = uuid::Uuid::new_v4();
-    let journal = Journal::create(path, store_id)?;
+    let journal = Journal::create(path, store_id, faults)?;
     sync_directory(path).map_err(|error| io_failed("sync the new journal", path, &error))?;
     meta::put(&trees.meta, meta::STORE_ID, store_id.as_bytes())?;
     Ok((store_id, journal))

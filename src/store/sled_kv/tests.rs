@@ -7,6 +7,8 @@ mod format;
 mod kill;
 mod limits;
 mod measure;
+mod power;
+mod syncs;
 mod transfers;
 
 use std::path::Path;
