@@ -1,5 +1,6 @@
 //! Crashes, failures, damage, and the figures.
 
+mod aimed;
 mod audit;
 mod crashes;
 mod damage;
