@@ -55,6 +55,8 @@ pub(super) struct Faults {
     hook: Option<std::sync::Arc<Hook>>,
     #[cfg(test)]
     tape: Option<std::sync::Arc<Tape>>,
+    #[cfg(test)]
+    index_tape: Option<std::sync::Arc<Tape>>,
 }
 
 impl Faults {
@@ -66,6 +68,7 @@ impl Faults {
         Self {
             hook: Some(std::sync::Arc::new(hook)),
             tape: None,
+            index_tape: None,
         }
     }
 
@@ -76,15 +79,34 @@ impl Faults {
         self
     }
 
+    /// Notes what an open does to sled's file before sled does anything.
+    #[cfg(test)]
+    pub(super) fn index_taped(mut self, tape: &std::sync::Arc<Tape>) -> Self {
+        self.index_tape = Some(std::sync::Arc::clone(tape));
+        self
+    }
+
     /// The journal's file.
     #[cfg(test)]
     pub(super) fn disk(&self, file: File) -> Disk {
         Disk::taped(file, self.tape.clone())
     }
 
+    /// sled's file, while sled does not have it.
+    #[cfg(test)]
+    pub(super) fn index_disk(&self, file: File) -> Disk {
+        Disk::taped(file, self.index_tape.clone())
+    }
+
     #[cfg(not(test))]
     #[expect(clippy::unused_self, reason = "a test's tape")]
     pub(super) fn disk(&self, file: File) -> Disk {
+        Disk::new(file)
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "a test's tape")]
+    pub(super) fn index_disk(&self, file: File) -> Disk {
         Disk::new(file)
     }
 

@@ -15,6 +15,7 @@ mod meta;
 mod open;
 mod overlay;
 mod queue;
+mod settle;
 mod side_files;
 #[cfg(test)]
 mod tape;
@@ -162,7 +163,9 @@ impl SledKv {
         self.inner.queue.stop();
         join(running.write_behind);
         join(running.committer);
-        self.inner.index.shut();
+        if !self.inner.index.shut() {
+            settle::distrust(&self.inner.path);
+        }
         let released = wait_for_release(&self.inner.path);
         drop(running.lock);
         released

@@ -16,6 +16,7 @@ use super::inner::{Block, COUNTER_BLOCK, Inner, State};
 use super::journal::{self, Journal, Replay};
 use super::meta::{self, LowWater};
 use super::overlay::{Layer, Pairs};
+use super::settle;
 
 /// Our lock, beside sled's own: held before sled is touched, so that cleaning up after a killed
 /// open never meets a living one.
@@ -45,10 +46,15 @@ pub(super) fn open(path: &Path, options: Options) -> Result<(Opened, File), Stor
             ),
         })
     });
+    if matches!(opened, Err(StoreError::Failed { .. })) {
+        // It may have been a sync.
+        settle::distrust(path);
+    }
     Ok((opened?, lock))
 }
 
 fn open_locked(path: &Path, options: Options) -> Result<Opened, StoreError> {
+    settle::settle(path, &options.faults)?;
     remove_snapshots(path, |name| name.ends_with(".generating"))?;
     let db = match open_sled(path, &options) {
         Err(StoreError::Corrupted { what }) => repair(path, &options, &what)?,
@@ -139,8 +145,16 @@ fn io_failed(what: &str, path: &Path, error: &io::Error) -> StoreError {
     }
 }
 
+/// Directories that are made on the way have to survive as well, as names in those above them.
 fn create_directory(path: &Path) -> Result<(), StoreError> {
-    fs::create_dir_all(path).map_err(|error| io_failed("create the directory", path, &error))
+    let missing = |it: &&Path| !it.as_os_str().is_empty() && !it.exists();
+    let made: Vec<&Path> = path.ancestors().take_while(missing).collect();
+    let created = || {
+        fs::create_dir_all(path)?;
+        made.iter()
+            .try_for_each(|it| it.parent().map_or(Ok(()), sync_directory))
+    };
+    created().map_err(|error: io::Error| io_failed("create the directory", path, &error))
 }
 
 fn take_lock(path: &Path) -> Result<File, StoreError> {

@@ -77,6 +77,8 @@ pub(super) struct Tape {
 struct Reel {
     changes: Vec<Change>,
     synced: usize,
+    /// How often the file was synced.
+    syncs: usize,
     acknowledged: usize,
 }
 
@@ -128,6 +130,7 @@ impl Tape {
         let covered = lock(&self.reel).changes.len();
         sync()?;
         let mut reel = lock(&self.reel);
+        reel.syncs += 1;
         reel.synced = reel.synced.max(covered);
         reel.acknowledged = reel.acknowledged.max(acknowledged);
         Ok(())
@@ -140,6 +143,10 @@ impl Tape {
             synced: reel.synced,
             acknowledged: reel.acknowledged,
         }
+    }
+
+    pub(super) fn syncs(&self) -> usize {
+        lock(&self.reel).syncs
     }
 
     /// Every write so far: where it went, and whether it was all zeros.

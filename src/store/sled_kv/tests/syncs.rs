@@ -11,7 +11,8 @@ use super::super::super::kv_laws::{XorShift, all, commit, put, submit_ops};
 use super::super::super::locks::lock;
 use super::super::fault::Step;
 use super::super::journal::{PAGE_BYTES, REGION_BYTES};
-use super::super::tape::Loss;
+use super::super::settle::NOTE_FILE;
+use super::super::tape::{Loss, Tape};
 use super::super::{Options, SledKv};
 use super::power::{Index, Plug};
 use super::{StoppedClock, failure, on_demand};
@@ -214,4 +215,83 @@ fn a_relaxed_store_is_synced_once_in_an_interval() {
         lost |= keys.len() == 2;
     });
     assert!(lost, "the last interval was never lost");
+}
+
+/// `settle` in `open_locked`: sled makes a snapshot of what it finds, and syncs that.
+#[test]
+fn sleds_file_is_synced_before_sled_reads_it() {
+    let home = tempfile::tempdir().unwrap();
+    let plug = Plug::new(home.path().join("store"));
+    let kv = SledKv::open(&plug.store, plugged(&plug)).unwrap();
+    commit(&kv, vec![put([0], "1")]);
+    drop(kv);
+    let index = Arc::new(Tape::default());
+    let seen = Arc::clone(&index);
+    let mut options = on_demand();
+    let faults = plug.faults(move |_, step, _| {
+        assert!(step != Step::OpenStarted || seen.syncs() == 1);
+        Ok(())
+    });
+    options.faults = faults.index_taped(&index);
+    SledKv::open(&plug.store, options).unwrap().close().unwrap();
+    assert_eq!((index.syncs(), index.writes().len()), (1, 0));
+}
+
+/// A sync of sled's file fails: the system takes what it could not write for written, so the next
+/// open writes everything again before it syncs. `distrust` in `drain::run` and `open::open`,
+/// `write_again` in `settle`.
+#[test]
+fn a_failed_sync_of_sleds_file_is_not_trusted_by_the_next_open() {
+    let home = tempfile::tempdir().unwrap();
+    let store = home.path().join("store");
+    let fails = Arc::new(AtomicBool::new(false));
+    let index = Arc::new(Tape::default());
+    let journal = Arc::new(Tape::default());
+    let open = || {
+        let fails = Arc::clone(&fails);
+        let faults = super::Faults::new(move |step, _| {
+            if step == Step::IndexSync && fails.load(Ordering::SeqCst) {
+                return Err(failure());
+            }
+            Ok(())
+        });
+        let mut options = on_demand();
+        options.faults = faults.taped(&journal).index_taped(&index);
+        SledKv::open(&store, options)
+    };
+    let note = store.join(NOTE_FILE);
+    let length = |file: &str| std::fs::metadata(store.join(file)).unwrap().len();
+    let is_whole = |tape: &Tape, before: usize, length: u64| {
+        let mut end = 0;
+        for (place, _) in &tape.writes()[before..] {
+            if place.start == end {
+                end = place.end;
+            }
+        }
+        assert_eq!(end, length);
+    };
+    let kv = open().unwrap();
+    commit(&kv, vec![put([0], "1")]);
+    assert!(!note.exists());
+    fails.store(true, Ordering::SeqCst);
+    kv.drain().unwrap_err();
+    kv.close().unwrap_err();
+    assert!(note.exists());
+    // This open writes them again, and its own sync fails.
+    let before = (index.writes().len(), journal.writes().len());
+    let lengths = (length("db"), length("journal"));
+    open().unwrap_err();
+    is_whole(&index, before.0, lengths.0);
+    is_whole(&journal, before.1, lengths.1);
+    assert!(note.exists());
+    fails.store(false, Ordering::SeqCst);
+    let before = index.writes().len();
+    let kv = open().unwrap();
+    assert!(index.writes().len() > before);
+    assert!(!note.exists());
+    assert!(kv.view().unwrap().get(&[0]).unwrap().is_some());
+    kv.close().unwrap();
+    let before = index.writes().len();
+    open().unwrap().close().unwrap();
+    assert_eq!(index.writes().len(), before);
 }
