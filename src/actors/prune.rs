@@ -3,6 +3,7 @@
 //! where one stopped.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -18,11 +19,13 @@ use crate::store::resolve::prune::{EFFECTS_MAX, LATE_EFFECTS_MAX};
 use crate::store::write_set::{Change, CommitError, CommitResult, Refusal, WriteSet};
 
 /// Feed entries that are looked at on one view.
-pub(super) const FEED_PAGE: usize = 1_000;
+pub(super) const FEED_PAGE: usize = 250;
 /// Tombstones that one commit forgets at the most.
 const TOMBSTONES_PAGE: usize = 250;
 /// Processes whose commits are in flight at once: few, so that appends beside them stay fast.
 const IN_FLIGHT: usize = 8;
+/// Longest pause between two groups: one group that a stall held up is no reason to stand still.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// A process that may be taken out: its id and where it is.
 pub(super) type Candidate = (String, Row);
@@ -102,7 +105,13 @@ impl Shared {
         pruned: &mut Pruned,
     ) -> Result<()> {
         for group in candidates.chunks(IN_FLIGHT) {
+            let (began, commits) = (self.monotonic(), self.store.stats().commits);
             self.prune_group(group, &mut pruned.report).await?;
+            let own = group.len() as u64;
+            if self.store.stats().commits - commits > own {
+                // Others write as well: half of the time is theirs.
+                tokio::time::sleep(self.monotonic().saturating_sub(began).min(PAUSE_MAX)).await;
+            }
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use super::index::{Home, Trees, failed};
 use super::inner::{Inner, tally};
 use super::meta::LowWater;
 use super::overlay::{Layer, Slot};
+use super::settle;
 use super::side_files::SideFiles;
 
 /// Index writes between two looks at whether to stop.
@@ -42,6 +43,10 @@ pub(super) fn run(inner: &Inner) {
     let mut side_files = SideFiles::new(&inner.path);
     while wait_for_work(inner) {
         if let Err(error) = pass(inner, &mut side_files) {
+            // Whatever of sled's file failed; not what failed before, elsewhere.
+            if !inner.has_failed() && matches!(error, StoreError::Failed { .. }) {
+                settle::distrust(&inner.path);
+            }
             inner.poison(error);
             return;
         }
@@ -162,12 +167,14 @@ fn sync_index(inner: &Inner, side_files: &mut SideFiles) -> Result<(), StoreErro
 }
 
 fn sync_data_file(inner: &Inner) -> Result<(), StoreError> {
+    inner.step(Step::IndexSync)?;
     inner
         .data_file
         .sync_data()
         .map_err(|error| StoreError::Failed {
             cause: format!("data sync: {error}").into(),
-        })
+        })?;
+    inner.step(Step::IndexSynced)
 }
 
 fn freeze(inner: &Inner) -> (Arc<Layer>, LowWater) {

@@ -113,8 +113,8 @@ impl Index {
         })
     }
 
-    /// Lets go of sled, once no use is left.
-    pub(super) fn shut(&self) {
+    /// Lets go of sled, once no use is left, and says whether sled could write what it had left.
+    pub(super) fn shut(&self) -> bool {
         let trees = self
             .trees
             .write()
@@ -126,7 +126,9 @@ impl Index {
                 what = panic_text(panic.as_ref()),
                 "sled panicked while it was closed"
             );
+            return false;
         }
+        true
     }
 }
 

@@ -15,7 +15,10 @@ mod meta;
 mod open;
 mod overlay;
 mod queue;
+mod settle;
 mod side_files;
+#[cfg(test)]
+mod tape;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -123,7 +126,7 @@ impl SledKv {
     /// # Errors
     /// `Busy`, `TooNew`, `TooOld`, `Corrupted`, or `Failed`.
     pub(crate) fn open(path: &Path, options: Options) -> Result<Self, StoreError> {
-        let opened = open::open(path, options)?;
+        let (opened, lock) = open::open(path, options)?;
         let inner = Arc::new(opened.inner);
         let committer = spawn("procession-commit", {
             let inner = Arc::clone(&inner);
@@ -148,7 +151,7 @@ impl SledKv {
             running: Mutex::new(Some(Running {
                 committer,
                 write_behind,
-                lock: opened.lock,
+                lock,
             })),
         })
     }
@@ -160,7 +163,9 @@ impl SledKv {
         self.inner.queue.stop();
         join(running.write_behind);
         join(running.committer);
-        self.inner.index.shut();
+        if !self.inner.index.shut() {
+            settle::distrust(&self.inner.path);
+        }
         let released = wait_for_release(&self.inner.path);
         drop(running.lock);
         released

@@ -9,13 +9,14 @@ use std::sync::atomic::AtomicBool;
 
 use super::super::error::StoreError;
 use super::Options;
-use super::fault::Step;
+use super::fault::{Faults, Step};
 use super::frame::{FORMAT_VERSION, corrupted};
 use super::index::{Index, Trees, failed, panic_text};
 use super::inner::{Block, COUNTER_BLOCK, Inner, State};
 use super::journal::{self, Journal, Replay};
 use super::meta::{self, LowWater};
 use super::overlay::{Layer, Pairs};
+use super::settle;
 
 /// Our lock, beside sled's own: held before sled is touched, so that cleaning up after a killed
 /// open never meets a living one.
@@ -26,17 +27,17 @@ pub(super) const SLED_FILE: &str = "db";
 /// What an open yields.
 pub(super) struct Opened {
     pub(super) inner: Inner,
-    pub(super) lock: File,
     pub(super) epoch: u64,
     pub(super) store_id: uuid::Uuid,
 }
 
-/// Opens the store in a directory, making it if it is not there.
-pub(super) fn open(path: &Path, options: Options) -> Result<Opened, StoreError> {
+/// Opens the store in a directory, making it if it is not there. The file is the lock.
+pub(super) fn open(path: &Path, options: Options) -> Result<(Opened, File), StoreError> {
     create_directory(path)?;
     let lock = take_lock(path)?;
     // sled panics on some damage. That is an answer here, not the end of the host.
-    catch_unwind(AssertUnwindSafe(|| open_locked(path, options, lock))).unwrap_or_else(|panic| {
+    let opened = catch_unwind(AssertUnwindSafe(|| open_locked(path, options)));
+    let opened = opened.unwrap_or_else(|panic| {
         Err(StoreError::Corrupted {
             what: format!(
                 "sled panicked while opening {}: {}",
@@ -44,10 +45,16 @@ pub(super) fn open(path: &Path, options: Options) -> Result<Opened, StoreError> 
                 panic_text(panic.as_ref())
             ),
         })
-    })
+    });
+    if matches!(opened, Err(StoreError::Failed { .. })) {
+        // It may have been a sync.
+        settle::distrust(path);
+    }
+    Ok((opened?, lock))
 }
 
-fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, StoreError> {
+fn open_locked(path: &Path, options: Options) -> Result<Opened, StoreError> {
+    settle::settle(path, &options.faults)?;
     remove_snapshots(path, |name| name.ends_with(".generating"))?;
     let db = match open_sled(path, &options) {
         Err(StoreError::Corrupted { what }) => repair(path, &options, &what)?,
@@ -60,9 +67,10 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
         .open(path.join(SLED_FILE))
         .map_err(|error| io_failed("open sled's file", path, &error))?;
     let trees = open_trees(db, is_new)?;
-    let (store_id, journal) = open_journal(path, &trees)?;
+    let (store_id, journal) = open_journal(path, &trees, &options.faults)?;
     let mut low_water = LowWater::load(&trees.meta)?;
     let replay = journal::replay(&journal, low_water.sequence, low_water.commit)?;
+    options.faults.at(Step::OpenRewritten, &trees.db)?;
     // What a kill left in the system's cache is as good as committed only from here on.
     journal.sync()?;
     options.faults.at(Step::OpenReplayed, &trees.db)?;
@@ -72,9 +80,11 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
     low_water.save(&trees.meta)?;
     options.faults.at(Step::OpenRaised, &trees.db)?;
     trees.db.flush().map_err(failed)?;
+    options.faults.at(Step::IndexSync, &trees.db)?;
     data_file
         .sync_data()
         .map_err(|error| io_failed("sync sled's file", path, &error))?;
+    options.faults.at(Step::IndexSynced, &trees.db)?;
     sync_names(path)?;
     let has_garbage = trees.next_garbage(0)?.is_some();
     let state = replayed_state(replay, low_water, has_garbage);
@@ -95,7 +105,6 @@ fn open_locked(path: &Path, options: Options, lock: File) -> Result<Opened, Stor
             state,
             counters,
         ),
-        lock,
         epoch,
         store_id,
     })
@@ -136,8 +145,16 @@ fn io_failed(what: &str, path: &Path, error: &io::Error) -> StoreError {
     }
 }
 
+/// Directories that are made on the way have to survive as well, as names in those above them.
 fn create_directory(path: &Path) -> Result<(), StoreError> {
-    fs::create_dir_all(path).map_err(|error| io_failed("create the directory", path, &error))
+    let missing = |it: &&Path| !it.as_os_str().is_empty() && !it.exists();
+    let made: Vec<&Path> = path.ancestors().take_while(missing).collect();
+    let created = || {
+        fs::create_dir_all(path)?;
+        made.iter()
+            .try_for_each(|it| it.parent().map_or(Ok(()), sync_directory))
+    };
+    created().map_err(|error: io::Error| io_failed("create the directory", path, &error))
 }
 
 fn take_lock(path: &Path) -> Result<File, StoreError> {
@@ -295,14 +312,18 @@ fn open_trees(db: sled::Db, is_new: bool) -> Result<Trees, StoreError> {
 
 /// The store's id, and its journal. Both are made at the first open; a crash before that open's
 /// sync makes others, because nothing can have been committed by then.
-fn open_journal(path: &Path, trees: &Trees) -> Result<(uuid::Uuid, Journal), StoreError> {
+fn open_journal(
+    path: &Path,
+    trees: &Trees,
+    faults: &Faults,
+) -> Result<(uuid::Uuid, Journal), StoreError> {
     if let Some(body) = meta::get(&trees.meta, meta::STORE_ID)? {
         let store_id = uuid::Uuid::from_slice(&body)
             .map_err(|_| corrupted("meta", meta::STORE_ID, "record of unexpected length"))?;
-        return Ok((store_id, Journal::open(path, store_id)?));
+        return Ok((store_id, Journal::open(path, store_id, faults)?));
     }
     let store_id = uuid::Uuid::new_v4();
-    let journal = Journal::create(path, store_id)?;
+    let journal = Journal::create(path, store_id, faults)?;
     sync_directory(path).map_err(|error| io_failed("sync the new journal", path, &error))?;
     meta::put(&trees.meta, meta::STORE_ID, store_id.as_bytes())?;
     Ok((store_id, journal))

@@ -1,5 +1,6 @@
 //! Crashes, failures, damage, and the figures.
 
+mod aimed;
 mod audit;
 mod crashes;
 mod damage;
@@ -7,6 +8,8 @@ mod format;
 mod kill;
 mod limits;
 mod measure;
+mod power;
+mod syncs;
 mod transfers;
 
 use std::path::Path;

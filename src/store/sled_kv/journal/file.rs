@@ -7,15 +7,17 @@
 //! bytes that exist already, and one data sync that changes no metadata.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs::OpenOptions;
+use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::super::error::StoreError;
 use super::super::super::locks::lock;
+use super::super::fault::Faults;
 use super::super::frame::{Cursor, checksum};
+use super::disk::Disk;
 use super::entry::{ENTRY_HEADER_BYTES, EntryHeader, Salt, encode_entry};
 
 /// The file's name in the store's directory.
@@ -36,7 +38,7 @@ const HEADER_VERSION: u32 = 1;
 /// regions.
 #[derive(Debug)]
 pub(in super::super) struct Journal {
-    file: File,
+    disk: Disk,
     salt: Salt,
     regions: Mutex<Regions>,
     live_bytes: AtomicU64,
@@ -120,6 +122,7 @@ impl Journal {
     pub(in super::super) fn create(
         directory: &Path,
         store_id: uuid::Uuid,
+        faults: &Faults,
     ) -> Result<Self, StoreError> {
         let page_bytes = u64::try_from(PAGE_BYTES).unwrap_or(u64::MAX);
         if std::fs::metadata(path(directory)).is_ok_and(|it| it.len() > page_bytes) {
@@ -132,16 +135,14 @@ impl Journal {
         }
         let salt = uuid::Uuid::new_v4().into_bytes();
         let made = || {
-            let mut file = options()
-                .create(true)
-                .truncate(true)
-                .open(path(directory))?;
-            file.write_all(&encode_header(store_id, &salt))?;
-            file.sync_all()?;
-            Ok(file)
+            let disk = faults.disk(options().create(true).open(path(directory))?);
+            disk.set_len(0)?;
+            disk.write_at(0, &encode_header(store_id, &salt))?;
+            disk.sync_all()?;
+            Ok(disk)
         };
-        let file = made().map_err(|error| failed("make the journal", &error))?;
-        Ok(Self::new(file, salt))
+        let disk = made().map_err(|error| failed("make the journal", &error))?;
+        Ok(Self::new(disk, salt))
     }
 
     /// Opens the file of a store that has one.
@@ -151,19 +152,21 @@ impl Journal {
     pub(in super::super) fn open(
         directory: &Path,
         store_id: uuid::Uuid,
+        faults: &Faults,
     ) -> Result<Self, StoreError> {
         let path = path(directory);
         let damaged = |what: &str| StoreError::Corrupted {
             what: format!("the journal {} {what}", path.display()),
         };
-        let mut file = match options().open(&path) {
+        let file = match options().open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(damaged("is missing"));
             }
             opened => opened.map_err(|error| failed("open the journal", &error))?,
         };
+        let disk = faults.disk(file);
         let mut header = vec![0; PAGE_BYTES];
-        match file.read_exact(&mut header) {
+        match disk.read_at(0, &mut header) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(damaged("is cut short"));
             }
@@ -173,12 +176,12 @@ impl Journal {
         if owner != store_id {
             return Err(damaged("belongs to another store"));
         }
-        Ok(Self::new(file, salt))
+        Ok(Self::new(disk, salt))
     }
 
-    fn new(file: File, salt: Salt) -> Self {
+    fn new(disk: Disk, salt: Salt) -> Self {
         Self {
-            file,
+            disk,
             salt,
             regions: Mutex::default(),
             live_bytes: AtomicU64::new(0),
@@ -219,9 +222,11 @@ impl Journal {
         let written = || {
             if place.is_new {
                 // Written out, so that no later write has to find room for it.
-                self.write_at(offset(place.region, 0), &vec![0; REGION_BYTES])?;
+                self.disk
+                    .write_at(offset(place.region, 0), &vec![0; REGION_BYTES])?;
             }
-            self.write_at(offset(place.region, place.offset), &frame)
+            self.disk
+                .write_at(offset(place.region, place.offset), &frame)
         };
         written().map_err(|error| failed("write to the journal", &error))
     }
@@ -234,7 +239,8 @@ impl Journal {
         header: &EntryHeader,
         body: &[u8],
     ) -> Result<(), StoreError> {
-        self.write_at(offset(region, at), &self.frame(header, body))
+        self.disk
+            .write_at(offset(region, at), &self.frame(header, body))
             .map_err(|error| failed("write to the journal", &error))
     }
 
@@ -244,15 +250,9 @@ impl Journal {
         frame
     }
 
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(offset))?;
-        file.write_all(bytes)
-    }
-
     /// Makes durable whatever was written before the call.
     pub(in super::super) fn sync(&self) -> Result<(), StoreError> {
-        self.file
+        self.disk
             .sync_data()
             .map_err(|error| failed("sync the journal", &error))
     }
@@ -263,17 +263,15 @@ impl Journal {
     pub(super) fn scan(&self, mut look: impl FnMut(u32, &[u8])) -> Result<(), StoreError> {
         let mut scanned = || {
             let region_bytes = u64::try_from(REGION_BYTES).unwrap_or(u64::MAX);
-            let bytes = self.file.metadata()?.len().saturating_sub(offset(0, 0));
+            let bytes = self.disk.len()?.saturating_sub(offset(0, 0));
             let made = u32::try_from(bytes / region_bytes).unwrap_or(u32::MAX);
             if !bytes.is_multiple_of(region_bytes) {
-                self.file.set_len(offset(made, 0))?;
-                self.file.sync_all()?;
+                self.disk.set_len(offset(made, 0))?;
+                self.disk.sync_all()?;
             }
-            let mut file = &self.file;
-            file.seek(SeekFrom::Start(offset(0, 0)))?;
             let mut region = vec![0; REGION_BYTES];
             for number in 0..made {
-                file.read_exact(&mut region)?;
+                self.disk.read_at(offset(number, 0), &mut region)?;
                 look(number, &region);
             }
             lock(&self.regions).made = made;
@@ -284,7 +282,8 @@ impl Journal {
 
     /// Overwrites the start of an entry, so that it is none any more.
     pub(super) fn erase(&self, region: u32, at: usize) -> Result<(), StoreError> {
-        self.write_at(offset(region, at), &[0; PAGE_BYTES])
+        self.disk
+            .write_at(offset(region, at), &[0; PAGE_BYTES])
             .map_err(|error| failed("write to the journal", &error))
     }
 
@@ -312,7 +311,7 @@ impl Journal {
 
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.read(true).write(true);
+    options.read(true).write(true).truncate(false);
     options
 }
 

@@ -14,14 +14,14 @@ use super::super::{Options, SledKv};
 const DIRECTORY: &str = "PROCESSION_KILLED_STORE";
 const SEED: u64 = 0x5851_F42D_4C95_7F2D;
 
-fn busy_options() -> Options {
+pub(super) fn busy_options() -> Options {
     let mut options = Options::new(Arc::new(SystemClock::default()));
     options.bounds.drain_interval = Duration::from_millis(3);
     options
 }
 
 /// The history up to a commit: every commit of it is a group of its own.
-fn history(commits: u64) -> (Model, XorShift) {
+pub(super) fn history(commits: u64) -> (Model, XorShift) {
     let mut model = Model::default();
     let mut random = XorShift(SEED);
     for _ in 0..commits {
