@@ -7,6 +7,7 @@ use tracing::warn;
 use super::flight::{Flight, Member, Purpose, Work};
 use super::messages::ProcessMsg;
 use super::state::Process;
+use super::waits::History;
 use crate::model::decide::{Command, EventDraft, Finisher, LeaseChange, Replayed, apply_drafts};
 use crate::model::lease::Lease;
 use crate::model::record::{ProcessState, Writer};
@@ -83,7 +84,9 @@ impl Process {
         };
         let conditions = self.conditions(&members, &drafts, before.last_sequence);
         let events = self.events_of(drafts, before.last_sequence, at_ms);
-        if let Some(execution) = &mut self.execution {
+        if let Some(execution) = &mut self.execution
+            && History::concerns(&self.registration)
+        {
             for (event, _) in &events {
                 // A signal that is on its way already ends the wait that it is for.
                 if let Err(error) = execution.waits.note(event) {
