@@ -1,7 +1,8 @@
 //! The registry actor: grants, revocations and transfers, in order.
 //!
 //! It looks at what is committed, makes one set of it with the conditions that must hold when it
-//! commits, and sends it without waiting. Scopes hear of a change before the caller is answered,
+//! commits, and sends it without waiting. A grant and a revocation look at two keys; a transfer may have
+//! to look at thousands, and does so off the async threads. Scopes hear of a change before the caller is answered,
 //! so that after a revocation has returned nothing more reaches the scope (G5).
 
 use std::sync::Arc;
@@ -208,8 +209,8 @@ fn plan_transfer(
     Ok(set)
 }
 
-/// The same off the async threads: it reads three keys and more of each of up to 1,000 ids, which may
-/// come from the disk. The registry waits for it, so that what it is asked for stays in order.
+/// The same off the async threads: what it reads of up to 1,000 ids may come from the disk. The registry
+/// waits for it, so that what it is asked for stays in order.
 async fn planned_transfer(
     shared: &Arc<Shared>,
     from: &[SessionScope],

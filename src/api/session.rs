@@ -234,7 +234,8 @@ impl SessionProcessAdmin {
     }
 
     /// The log of a granted process after a sequence, and then live; ends with `NotGranted` when
-    /// the grant goes away, and yields nothing more once that has returned.
+    /// the grant goes away, and yields nothing more once that has returned. One that has yielded the
+    /// terminal event just ends.
     ///
     /// # Errors
     /// `UnknownProcess`.

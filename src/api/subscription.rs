@@ -190,6 +190,8 @@ impl Stream for Subscription {
         let this = self.get_mut();
         loop {
             if matches!(this.state, State::Done) && this.buffer.is_empty() {
+                // All was shown: what becomes of the grant is of no concern any more.
+                this.grants = None;
                 return Poll::Ready(None);
             }
             // G5: what is buffered is not given out either once the grant is gone.

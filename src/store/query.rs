@@ -21,6 +21,8 @@ use crate::model::{
 const ROWS_PER_PAGE_MAX: usize = 10_000;
 /// Rows that are fetched from an index at a time.
 const ROWS_PER_SCAN: usize = 256;
+/// Items of a page that room is made for beforehand.
+const ROOM_MAX: usize = 128;
 
 /// Why a list could not be made.
 #[derive(Debug)]
@@ -121,6 +123,7 @@ impl View {
             }
         };
         let cursor_at = |key: &[u8]| encode_cursor(key, parent);
+        let is_narrow = base.is_some();
         let index = Self::index_for(base, filter, parent);
         if after.as_deref().is_some_and(|key| !index.contains(key)) {
             return Err(QueryError::Cursor);
@@ -134,6 +137,10 @@ impl View {
             let fetch = ROWS_PER_SCAN.min(limit.saturating_mul(2).max(16));
             let rows = self.rows_created(&index, &created, after.as_deref(), fetch)?;
             let exhausted = rows.len() < fetch;
+            if is_narrow && items.is_empty() {
+                // Most of them are shown, and an item is large: room is made once.
+                items.reserve(rows.len().min(limit).min(ROOM_MAX));
+            }
             for (key, row) in rows {
                 looked_at += 1;
                 after = Some(key.to_vec());
@@ -169,7 +176,11 @@ impl View {
         let mut cursor = None;
         loop {
             let page = self.list_page(base.cloned(), filter, cursor.as_ref(), LIST_PAGE_MAX)?;
-            all.extend(page.items);
+            if all.is_empty() {
+                all = page.items;
+            } else {
+                all.extend(page.items);
+            }
             match page.next {
                 Some(next) => cursor = Some(next),
                 None => return Ok(all),

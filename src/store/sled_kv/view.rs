@@ -52,7 +52,13 @@ impl<'a> Layered<'a> {
         if limit == 0 || (!range.end.is_empty() && range.start >= range.end) {
             return Ok(Vec::new());
         }
+        let says_nothing =
+            |layer: &Layer| layer.keys.range::<_, [u8]>(bounds(range)).next().is_none();
         self.index.with(|trees| {
+            // What has come to rest is in the index alone: nothing is to be merged, or compared.
+            if self.layers().all(says_nothing) {
+                return from_index(trees, range, limit, direction);
+            }
             let mut sources: Vec<Source<'_>> = self
                 .layers()
                 .map(|layer| layer_source(layer, range, direction))
@@ -99,6 +105,23 @@ fn index_source<'a>(trees: &'a Trees, range: &'a KeyRange, direction: Direction)
 }
 
 /// Merges sources in key order; of several that know a key the first one counts.
+fn from_index(
+    trees: &Trees,
+    range: &KeyRange,
+    limit: usize,
+    direction: Direction,
+) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+    let entries = trees.keys.range::<&[u8], _>(bounds(range));
+    directed(entries, direction)
+        .take(limit)
+        .map(|entry| {
+            let (key, stored) = entry.map_err(failed)?;
+            let value = trees.value(Home::Keys, &key, &stored)?;
+            Ok((Bytes::copy_from_slice(&key), value))
+        })
+        .collect()
+}
+
 fn merge(
     trees: &Trees,
     sources: &mut [Source<'_>],
