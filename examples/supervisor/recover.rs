@@ -90,8 +90,10 @@ async fn carry_on(
     let done = tokio::select! {
         done = supervisor.recover() => done?,
         signal = signals.first() => {
-            let mut report = Report::default();
-            report.shutdown = Some(shut_down(supervisor, grace).await?);
+            let report = Report {
+                shutdown: Some(shut_down(supervisor, grace).await?),
+                ..Report::default()
+            };
             return Ok((report, signal.exit_code()));
         }
     };

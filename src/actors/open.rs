@@ -8,7 +8,6 @@ use ractor::{Actor, ActorCell, ActorRef};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::config::RuntimeConfig;
@@ -180,7 +179,7 @@ impl Runtime {
         }
         self.shared.begin_shutdown();
         info!(grace = %humantime::format_duration(grace), "shutting down");
-        let began = Instant::now();
+        let began = self.shared.monotonic();
         let report = self.drain(grace).await;
         if tokio::time::timeout(STOP_MAX, self.shared.commands_done())
             .await
@@ -194,7 +193,8 @@ impl Runtime {
             .stop_children_and_wait(None, Some(ABORT_MAX))
             .await;
         // The grace period is spent once: what the work has left of it is the store's.
-        let left = grace.saturating_sub(began.elapsed());
+        let spent = self.shared.monotonic().saturating_sub(began);
+        let left = grace.saturating_sub(spent);
         let let_go = self.let_go(left.max(CLOSE_MIN)).await;
         self.root.stop(None);
         // Whoever still waits finds the store closed.
