@@ -28,8 +28,8 @@ pub(super) fn distrust(directory: &Path) {
 }
 
 /// Makes durable what earlier opens left, before sled reads its file: sled may make a snapshot of
-/// it, which it syncs, and without its file behind it that is none. The journal has a sync of its own,
-/// once it is replayed.
+/// it, which it syncs. If the power took the file behind that, the store would open and only some
+/// reads fail. The journal has a sync of its own, once it is replayed.
 ///
 /// # Errors
 /// `Failed`, and the note stays.

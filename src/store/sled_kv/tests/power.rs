@@ -102,6 +102,11 @@ impl Plug {
         faults.taped(&self.tape)
     }
 
+    /// The next open begins with a sync of sled's file, before sled makes a snapshot of it.
+    fn settled(&self) {
+        *lock(&self.synced) = Some(Arc::new(sled_files(&self.store)));
+    }
+
     /// Notes that the power may go now.
     pub(super) fn pull(&self, step: Step) {
         // In this order: what is older of one file than of the other has been there as well.
@@ -187,16 +192,19 @@ fn mixed(synced: &Files, now: &Files, random: &mut XorShift) -> Files {
 }
 
 /// Whether a view shows what a model holds, all of it and nothing else.
-pub(super) fn shows(view: &dyn KvView, model: &Model) -> bool {
+fn shows(view: &dyn KvView, model: &Model) -> Result<bool, super::StoreError> {
     let keys: Vec<(Bytes, Bytes)> = model.keys.clone().into_iter().collect();
-    if view.scan(&all(), usize::MAX).unwrap() != keys {
-        return false;
+    if view.scan(&all(), usize::MAX)? != keys {
+        return Ok(false);
     }
-    (model.erased + 1..model.erased + 8).all(|incarnation| {
-        let found = view.events(incarnation, 1, usize::MAX, usize::MAX).unwrap();
+    for incarnation in model.erased + 1..model.erased + 8 {
+        let found = view.events(incarnation, 1, usize::MAX, usize::MAX)?;
         let log = model.logs.get(&incarnation).map_or(&[][..], |log| log);
-        found.iter().map(|(_, event)| event).eq(log)
-    })
+        if !found.iter().map(|(_, event)| event).eq(log) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What a random history had come to after each proposal.
@@ -259,6 +267,7 @@ fn run(plug: &Arc<Plug>, mut options: Options, seed: u64, size: Size) -> History
             0..3 => kv.drain().unwrap(),
             3 => {
                 drop(kv);
+                plug.settled();
                 kv = SledKv::open(&plug.store, options.clone()).unwrap();
             }
             _ => {}
@@ -271,7 +280,8 @@ fn run(plug: &Arc<Plug>, mut options: Options, seed: u64, size: Size) -> History
 /// Opens what a loss of power left, and says how many proposals it shows.
 fn shown(kv: &SledKv, history: &History, least: usize, what: &str) -> usize {
     let view = kv.view().unwrap();
-    let found = (least..history.models.len()).find(|at| shows(&*view, &history.models[*at]));
+    let shows = |model| shows(&*view, model).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let found = (least..history.models.len()).find(|at| shows(&history.models[*at]));
     found.unwrap_or_else(|| panic!("{what}: not what any {least} proposals or more leave"))
 }
 
