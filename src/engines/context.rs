@@ -216,7 +216,9 @@ impl ProcessContext {
     }
 
     /// Appends an event of a declared type. Waits for room; returns when the event was accepted.
-    /// It is durable soon after, and before the outcome of the attempt is.
+    /// It is durable soon after, and before the outcome of the attempt is. Unless the lease lapses
+    /// first: then it is refused, while an outcome that nobody has overtaken still counts. What must
+    /// not be missing goes through [`ProcessContext::emit_durable`].
     ///
     /// # Cancel safety
     /// Dropped before it returns, the event may or may not have been accepted.

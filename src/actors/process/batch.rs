@@ -41,6 +41,19 @@ pub(super) fn joins(work: &Work) -> bool {
     }
 }
 
+/// Whether what is corked stays so while this message is handled: it may join, or has nothing to do
+/// with what is decided.
+pub(super) fn leaves_corked(message: &ProcessMsg) -> bool {
+    matches!(
+        message,
+        ProcessMsg::Command(_)
+            | ProcessMsg::Emit { .. }
+            | ProcessMsg::Ended { .. }
+            | ProcessMsg::Committed { .. }
+            | ProcessMsg::Uncork
+    )
+}
+
 fn bytes(work: &Work) -> usize {
     match &work.command {
         Command::Append { event, .. } => event.canonical.len(),
@@ -124,13 +137,7 @@ impl Process {
 
     /// Undoes what was decided together: each is decided alone.
     fn take_apart(&mut self, failed: Work, members: Vec<Member>, works: &mut VecDeque<Work>) {
-        for Member { work, .. } in &members {
-            if let Command::Append { event, .. } = &work.command
-                && let Some(replay) = &event.replay
-            {
-                self.replays.remove(&replay.key);
-            }
-        }
+        self.forget_replays(&members);
         for work in members
             .into_iter()
             .map(|member| member.work)

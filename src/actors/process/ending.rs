@@ -85,7 +85,10 @@ impl Process {
         }
         execution.close();
         if execution.settled {
-            self.drop_execution(token);
+            // Its end may not have been written yet, and is nobody else's to write until then.
+            if !self.is_settling(token) {
+                self.drop_execution(token);
+            }
             return;
         }
         execution.settled = true;
@@ -93,6 +96,17 @@ impl Process {
         let forced = execution.forced;
         let ending = self.ending(reason, forced, result);
         self.settle(token, ending);
+    }
+
+    /// Whether the end of an execution is decided, and not yet written.
+    fn is_settling(&self, token: FencingToken) -> bool {
+        let in_flight = self.flights.iter().flat_map(|flight| &flight.members);
+        let mut works = in_flight
+            .map(|member| &member.work)
+            .chain(&self.corked)
+            .chain(&self.backlog)
+            .chain(&self.arrivals);
+        works.any(|work| matches!(work.purpose, Purpose::Settle { token: of } if of == token))
     }
 
     fn settle(&mut self, token: FencingToken, ending: Ending) {

@@ -100,13 +100,15 @@ impl Process {
             .extend(behind.into_iter().map(|(work, _)| work));
     }
 
-    /// What was sent together is decided again one by one, if a condition of one of them failed: it
-    /// shows whose that was.
+    /// What was sent together is decided again one by one, if a condition of one of them failed, or one
+    /// could not be written: it shows whose that was.
     fn refused_members(&mut self, mut members: Vec<Member>, error: CommitError) {
-        if members.len() > 1
-            && let CommitError::Refused(refusal) = &error
-            && *refusal != Refusal::Predecessor
-        {
+        let one_is_to_blame = match &error {
+            CommitError::Refused(refusal) => *refusal != Refusal::Predecessor,
+            CommitError::NotWritten(_) => true,
+            CommitError::Unknown(_) => false,
+        };
+        if members.len() > 1 && one_is_to_blame {
             self.reload = true;
             self.backlog
                 .extend(members.into_iter().map(|member| member.work));

@@ -76,6 +76,7 @@ impl Process {
             Ok(write) => write,
             Err(error) => {
                 self.state = Arc::clone(before);
+                self.forget_replays(&members);
                 for member in members {
                     self.answer(member.work, Err(error.clone().into()));
                 }
@@ -293,6 +294,17 @@ impl Process {
             let content = replay.content;
             self.replays
                 .insert(replay.key.clone(), Replayed { sequence, content });
+        }
+    }
+
+    /// Forgets the replay keys of what was not sent.
+    pub(super) fn forget_replays(&mut self, members: &[Member]) {
+        for Member { work, .. } in members {
+            if let Command::Append { event, .. } = &work.command
+                && let Some(replay) = &event.replay
+            {
+                self.replays.remove(&replay.key);
+            }
         }
     }
 

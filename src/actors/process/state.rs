@@ -7,7 +7,7 @@ use std::time::Duration;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use super::batch::joins;
+use super::batch::{joins, leaves_corked};
 use super::execution::Execution;
 use super::flight::{Flight, Purpose, Work};
 use super::messages::{Answer, CommandCall, HostCommand, ProcessMsg, ShutdownOutcome};
@@ -108,6 +108,10 @@ impl Process {
 
     /// Handles a message; `false` when the actor is done and has left the map.
     pub(super) fn handle(&mut self, message: ProcessMsg) -> bool {
+        if !leaves_corked(&message) {
+            // What came first is decided first: a signal before the wait that it ends.
+            self.uncork();
+        }
         match message {
             ProcessMsg::Command(call) => self.command(*call),
             ProcessMsg::Committed { flight, result } => self.committed(flight, result),
@@ -290,6 +294,12 @@ impl Process {
         loop {
             if self.gone {
                 self.conclude_gone(work);
+                return;
+            }
+            if let Purpose::WaitBegun { wait_id } = work.purpose
+                && self.has_been_resolved(wait_id)
+            {
+                // Its signal came before it could be said that the process waits.
                 return;
             }
             if let Purpose::Release { token } = work.purpose {

@@ -99,6 +99,21 @@ impl Process {
         });
     }
 
+    /// Whether the signal of a wait is on its way to its engine already.
+    pub(super) fn has_been_resolved(&mut self, wait_id: u64) -> bool {
+        let waits = self
+            .execution
+            .as_mut()
+            .map(|execution| &mut execution.waits);
+        let wait = waits.and_then(|waits| waits.open.get_mut(wait_id));
+        wait.is_some_and(|wait| {
+            matches!(
+                wait.phase,
+                Phase::Ending(WaitResult::Signal { .. }) | Phase::Ended(WaitResult::Signal { .. })
+            )
+        })
+    }
+
     pub(super) fn wait_begun(&mut self, wait_id: u64) {
         if let Some(execution) = &mut self.execution {
             if let Some(wait) = execution.waits.open.get_mut(wait_id)

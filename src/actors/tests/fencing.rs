@@ -281,6 +281,11 @@ async fn on_cue(what: &'static str) -> (Runtime, Arc<Gated>, Arc<Put>, Arc<Semap
             cue.acquire().await.unwrap().forget();
             match what {
                 "outcome" => return Ok(json!("done")),
+                "emits and outcome" => {
+                    cx.emit("note", 1).await?;
+                    cx.emit("note", 2).await?;
+                    return Ok(json!("done"));
+                }
                 "retry" => return Err(EngineFailure::new("again", "it may work").retryable()),
                 "release" => return Err(EngineFailure::cancelled(cx.cancelled().await)),
                 "emit" => cx.emit("note", 1).await?,
@@ -361,6 +366,23 @@ async fn an_owner_that_lapsed_may_write_its_outcome_while_nobody_has_claimed_its
     let shared = Arc::clone(&runtime.shared);
     let found = shared.get("p").unwrap().unwrap();
     assert_eq!(found.lifecycle, Lifecycle::Completed);
+    gated.open_gate();
+    shut(&runtime).await;
+}
+
+/// What was sent in one set is taken apart: its outcome is the only thing that counts.
+#[tokio::test]
+async fn of_what_an_owner_that_lapsed_sends_together_only_the_outcome_is_written() {
+    let (runtime, gated) = lapsed_at_the_gate("emits and outcome").await;
+    let shared = Arc::clone(&runtime.shared);
+    until(|| {
+        gated.pass(1);
+        shared.get("p").unwrap().unwrap().lifecycle == Lifecycle::Completed
+    })
+    .await;
+    let events = shared.events("p", 0).await.unwrap();
+    let types: Vec<_> = events.iter().map(|event| &*event.event_type).collect();
+    assert_eq!(types, ["process.started", "process.completed"]);
     gated.open_gate();
     shut(&runtime).await;
 }

@@ -3,6 +3,7 @@
 use super::gated::{idle, open, open_at};
 use super::*;
 use crate::store::kv::Kv;
+use tokio::sync::Semaphore;
 
 /// Sends appends so that all of them are in the mailbox before the actor looks at the first: the test
 /// and the actor share a thread.
@@ -88,4 +89,41 @@ async fn appends_that_were_refused_together_are_decided_anew_one_by_one() {
     assert_eq!(told(pending).await, expected);
     shut(&here).await;
     shut(&there).await;
+}
+
+/// A signal and the wait that it ends come in this order, before the actor looks at either.
+#[tokio::test]
+async fn a_wait_whose_signal_came_just_before_it_is_never_said_to_have_begun() {
+    let go = Arc::new(Semaphore::new(0));
+    let going = Arc::clone(&go);
+    let (runtime, _gated, _) = open(move |cx: ProcessContext| {
+        let go = Arc::clone(&going);
+        async move {
+            for _ in 0..2 {
+                go.acquire().await.unwrap().forget();
+                cx.wait_signal("go").await?;
+            }
+            idle(cx).await
+        }
+    })
+    .await;
+    let shared = Arc::clone(&runtime.shared);
+    start(&shared, "p", RecoveryDisposition::Rerunnable).await;
+    until(|| shared.get("p").unwrap().unwrap().facets.started).await;
+    for number in 1..=2 {
+        let request = ProcessEventAppendRequest::signal("go", number);
+        let signal = prepare_signal("p", "go", &number.to_string(), request).unwrap();
+        let sender = Arc::clone(&shared);
+        let sent = tokio::spawn(async move { sender.append("p", signal, None).await });
+        go.add_permits(1);
+        within(sent).await.unwrap().unwrap();
+        let resumed = || shared.get("p").unwrap().unwrap().last_sequence == 1 + 2 * number;
+        until(resumed).await;
+    }
+    let log = shared.events("p", 0).await.unwrap();
+    let types: Vec<_> = log.iter().map(|event| &*event.event_type).collect();
+    let (signal, resumed) = ("signal.go", "process.resumed");
+    assert_eq!(types, ["process.started", signal, resumed, signal, resumed]);
+    assert!(!shared.get("p").unwrap().unwrap().facets.waiting);
+    shut(&runtime).await;
 }
