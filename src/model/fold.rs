@@ -121,9 +121,11 @@ fn apply_runtime(
             state.waits.clear();
             state.retry_pause = None;
             state.owner_lost = None;
-            state.first_started.get_or_insert_with(|| FirstStart {
-                at_ms,
-                owner: owner.clone(),
+            state.first_started.get_or_insert_with(|| {
+                Arc::new(FirstStart {
+                    at_ms,
+                    owner: owner.clone(),
+                })
             });
         }
         RuntimeEvent::Waiting {
@@ -167,10 +169,10 @@ fn apply_runtime(
             if state.cancel_request.is_some() {
                 return Err("cancellation was requested before");
             }
-            state.cancel_request = Some(CancelRequest {
+            state.cancel_request = Some(Arc::new(CancelRequest {
                 requested_by: requested_by.clone(),
                 requested_at_ms: at_ms,
-            });
+            }));
         }
         RuntimeEvent::AbandonRequested {
             requested_by,
@@ -179,11 +181,11 @@ fn apply_runtime(
             if state.abandon_request.is_some() {
                 return Err("abandonment was requested before");
             }
-            state.abandon_request = Some(AbandonRequest {
+            state.abandon_request = Some(Arc::new(AbandonRequest {
                 requested_by: requested_by.clone(),
                 reason: reason.clone(),
                 requested_at_ms: at_ms,
-            });
+            }));
         }
         RuntimeEvent::ExternalRefSet { reference } => {
             if state.external_ref.is_some() {
@@ -198,10 +200,10 @@ fn apply_runtime(
             }
             state.retries = state.retries.saturating_add(1);
             state.waits.clear();
-            state.retry_pause = Some(RetryPause {
+            state.retry_pause = Some(Arc::new(RetryPause {
                 retry_at_ms: *retry_at_ms,
                 error: error.clone(),
-            });
+            }));
         }
         RuntimeEvent::OwnerLost {
             owner,
@@ -216,10 +218,10 @@ fn apply_runtime(
             // Counted here and nowhere else: once, however often recovery is interrupted.
             state.recoveries = state.recoveries.saturating_add(1);
             state.waits.clear();
-            state.owner_lost = Some(OwnerLoss {
+            state.owner_lost = Some(Arc::new(OwnerLoss {
                 at_ms,
                 owner: owner.clone(),
-            });
+            }));
         }
         RuntimeEvent::Completed { authority, .. } => {
             require_authority(registration, authority)?;

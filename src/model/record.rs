@@ -245,7 +245,8 @@ impl ProcessStatus {
     }
 }
 
-/// What has become of a process: the part of its record that events change.
+/// What has become of a process: the part of its record that events change. Copied for every set that
+/// is decided, so what is large, or seldom there, is shared.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ProcessState {
     pub(crate) updated_at_ms: u64,
@@ -255,13 +256,13 @@ pub(crate) struct ProcessState {
     pub(crate) retries: u32,
     /// Attempts that lost their owner and may be followed by another.
     pub(crate) recoveries: u32,
-    pub(crate) first_started: Option<FirstStart>,
-    pub(crate) cancel_request: Option<CancelRequest>,
-    pub(crate) abandon_request: Option<AbandonRequest>,
+    pub(crate) first_started: Option<Arc<FirstStart>>,
+    pub(crate) cancel_request: Option<Arc<CancelRequest>>,
+    pub(crate) abandon_request: Option<Arc<AbandonRequest>>,
     pub(crate) waits: Vec<SignalWait>,
-    pub(crate) retry_pause: Option<RetryPause>,
+    pub(crate) retry_pause: Option<Arc<RetryPause>>,
     /// The last attempt lost its owner, and no other has begun since.
-    pub(crate) owner_lost: Option<OwnerLoss>,
+    pub(crate) owner_lost: Option<Arc<OwnerLoss>>,
     pub(crate) external_ref: Option<Value>,
     pub(crate) status: Arc<ProcessStatus>,
 }
@@ -405,12 +406,12 @@ impl ProcessRecord {
             attempt: state.attempt,
             retries: state.retries,
             recoveries: state.recoveries,
-            first_started: state.first_started,
-            cancel_request: state.cancel_request,
-            abandon_request: state.abandon_request,
+            first_started: state.first_started.map(Arc::unwrap_or_clone),
+            cancel_request: state.cancel_request.map(Arc::unwrap_or_clone),
+            abandon_request: state.abandon_request.map(Arc::unwrap_or_clone),
             wait: wait_of(state.waits),
-            retry_pause: state.retry_pause,
-            owner_lost: state.owner_lost,
+            retry_pause: state.retry_pause.map(Arc::unwrap_or_clone),
+            owner_lost: state.owner_lost.map(Arc::unwrap_or_clone),
             external_ref: state.external_ref,
             status: Arc::unwrap_or_clone(state.status),
         }

@@ -148,10 +148,10 @@ impl State {
 
     pub(super) fn started(mut self) -> Self {
         self.0.attempt += 1;
-        self.0.first_started = Some(FirstStart {
+        self.0.first_started = Some(Arc::new(FirstStart {
             at_ms: 2_000,
             owner: owner(),
-        });
+        }));
         self.step()
     }
 
@@ -167,36 +167,36 @@ impl State {
 
     pub(super) fn backing_off(mut self) -> Self {
         self.0.retries += 1;
-        self.0.retry_pause = Some(RetryPause {
+        self.0.retry_pause = Some(Arc::new(RetryPause {
             retry_at_ms: 9_000,
             error: error(),
-        });
+        }));
         self.step()
     }
 
     pub(super) fn owner_lost(mut self) -> Self {
         self.0.recoveries += 1;
-        self.0.owner_lost = Some(OwnerLoss {
+        self.0.owner_lost = Some(Arc::new(OwnerLoss {
             at_ms: 4_000,
             owner: Some(owner()),
-        });
+        }));
         self.step()
     }
 
     pub(super) fn cancel_asked(mut self) -> Self {
-        self.0.cancel_request = Some(CancelRequest {
+        self.0.cancel_request = Some(Arc::new(CancelRequest {
             requested_by: Some("ops".into()),
             requested_at_ms: 3_000,
-        });
+        }));
         self.step()
     }
 
     pub(super) fn abandon_asked(mut self) -> Self {
-        self.0.abandon_request = Some(AbandonRequest {
+        self.0.abandon_request = Some(Arc::new(AbandonRequest {
             requested_by: "ops".into(),
             reason: None,
             requested_at_ms: 3_000,
-        });
+        }));
         self.step()
     }
 

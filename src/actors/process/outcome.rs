@@ -24,7 +24,7 @@ impl Process {
                 self.stop_execution(
                     token,
                     CancelReason::Requested {
-                        requested_by: request.requested_by,
+                        requested_by: request.requested_by.clone(),
                     },
                 );
             }

@@ -2,6 +2,8 @@
 
 mod histories;
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::event::{EventBody, RuntimeEvent, StartReason, TerminalAuthority, WaitResult};
@@ -265,7 +267,7 @@ fn a_start_counts_the_attempt_and_keeps_the_first_one() {
         at_ms: AT_MS,
         owner: owner(),
     };
-    assert_eq!(state.first_started, Some(first));
+    assert_eq!(state.first_started, Some(Arc::new(first)));
     assert_eq!((state.attempt, state.retries, state.recoveries), (1, 0, 0));
 
     let again = after(
@@ -290,7 +292,10 @@ fn only_a_lost_owner_counts_as_a_recovery() {
         at_ms: AT_MS,
         owner: Some(owner()),
     };
-    assert_eq!((lost.recoveries, lost.owner_lost.clone()), (1, Some(loss)));
+    assert_eq!(
+        (lost.recoveries, lost.owner_lost.clone()),
+        (1, Some(Arc::new(loss)))
+    );
     assert!(lost.waits.is_empty());
     let again = after(&of, State(lost), &started(2, StartReason::Recovery));
     assert_eq!((again.recoveries, again.owner_lost), (1, None));
@@ -357,10 +362,10 @@ fn requests_and_references_are_kept_as_they_were_made() {
     });
     assert_eq!(
         after(&of, State::fresh(), &body).cancel_request,
-        Some(CancelRequest {
+        Some(Arc::new(CancelRequest {
             requested_by: Some("ops".into()),
             requested_at_ms: AT_MS,
-        })
+        }))
     );
     let body = EventBody::Runtime(RuntimeEvent::AbandonRequested {
         requested_by: "ops".into(),
@@ -368,11 +373,11 @@ fn requests_and_references_are_kept_as_they_were_made() {
     });
     assert_eq!(
         after(&of, State::fresh(), &body).abandon_request,
-        Some(AbandonRequest {
+        Some(Arc::new(AbandonRequest {
             requested_by: "ops".into(),
             reason: Some("gone".into()),
             requested_at_ms: AT_MS,
-        })
+        }))
     );
     let body = EventBody::Runtime(RuntimeEvent::ExternalRefSet {
         reference: json!({ "job": 1 }),
@@ -388,10 +393,10 @@ fn requests_and_references_are_kept_as_they_were_made() {
     let state = after(&of, State::fresh().started().waiting(), &body);
     assert_eq!(
         state.retry_pause,
-        Some(RetryPause {
+        Some(Arc::new(RetryPause {
             retry_at_ms: 9_000,
             error: error(),
-        })
+        }))
     );
     assert!(state.waits.is_empty());
     assert_eq!(state.retries, 1);

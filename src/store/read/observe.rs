@@ -1,5 +1,7 @@
 //! A process as observers see it.
 
+use std::sync::Arc;
+
 use super::*;
 
 use crate::model::lease::{self, OwnerStanding};
@@ -61,8 +63,8 @@ impl View {
             terminal_at_ms: terminal.map(|_| state.updated_at_ms),
             retry_at_ms: state.retry_pause.map(|pause| pause.retry_at_ms),
             lease,
-            cancel_request: state.cancel_request,
-            abandon_request: state.abandon_request,
+            cancel_request: state.cancel_request.map(Arc::unwrap_or_clone),
+            abandon_request: state.abandon_request.map(Arc::unwrap_or_clone),
             wait: wait_of(state.waits),
             originator: head.provenance.originator,
             caused_by: head.provenance.caused_by,

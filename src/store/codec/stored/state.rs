@@ -184,17 +184,22 @@ impl From<&ProcessState> for StoredState {
             recoveries: state.recoveries,
             first_started: state
                 .first_started
+                .map(Arc::unwrap_or_clone)
                 .map(|first| (first.at_ms, first.owner.into())),
             cancel_request: state
                 .cancel_request
+                .map(Arc::unwrap_or_clone)
                 .map(|request| (request.requested_at_ms, request.requested_by)),
-            abandon_request: state.abandon_request.map(|request| {
-                (
-                    request.requested_at_ms,
-                    request.requested_by,
-                    request.reason,
-                )
-            }),
+            abandon_request: state
+                .abandon_request
+                .map(Arc::unwrap_or_clone)
+                .map(|request| {
+                    (
+                        request.requested_at_ms,
+                        request.requested_by,
+                        request.reason,
+                    )
+                }),
             waits: state
                 .waits
                 .into_iter()
@@ -207,9 +212,11 @@ impl From<&ProcessState> for StoredState {
                 .collect(),
             retry_pause: state
                 .retry_pause
+                .map(Arc::unwrap_or_clone)
                 .map(|pause| (pause.retry_at_ms, pause.error.into())),
             owner_lost: state
                 .owner_lost
+                .map(Arc::unwrap_or_clone)
                 .map(|loss| (loss.at_ms, loss.owner.map(StoredOwnerName::from))),
             external_ref: state.external_ref.as_ref().map(json::canonical_bytes),
             terminal,
@@ -244,22 +251,26 @@ impl StoredState {
             attempt: self.attempt,
             retries: self.retries,
             recoveries: self.recoveries,
-            first_started: self.first_started.map(|(at_ms, owner)| FirstStart {
-                at_ms,
-                owner: owner.into(),
+            first_started: self.first_started.map(|(at_ms, owner)| {
+                Arc::new(FirstStart {
+                    at_ms,
+                    owner: owner.into(),
+                })
             }),
             cancel_request: self.cancel_request.map(|(requested_at_ms, requested_by)| {
-                CancelRequest {
+                Arc::new(CancelRequest {
                     requested_by,
                     requested_at_ms,
-                }
+                })
             }),
             abandon_request: self
                 .abandon_request
-                .map(|(requested_at_ms, requested_by, reason)| AbandonRequest {
-                    requested_by,
-                    reason,
-                    requested_at_ms,
+                .map(|(requested_at_ms, requested_by, reason)| {
+                    Arc::new(AbandonRequest {
+                        requested_by,
+                        reason,
+                        requested_at_ms,
+                    })
                 }),
             waits: self
                 .waits
@@ -272,15 +283,17 @@ impl StoredState {
                 })
                 .collect(),
             retry_pause: match self.retry_pause {
-                Some((retry_at_ms, error)) => Some(RetryPause {
+                Some((retry_at_ms, error)) => Some(Arc::new(RetryPause {
                     retry_at_ms,
                     error: error.into_model()?,
-                }),
+                })),
                 None => None,
             },
-            owner_lost: self.owner_lost.map(|(at_ms, owner)| OwnerLoss {
-                at_ms,
-                owner: owner.map(ProcessOwner::from),
+            owner_lost: self.owner_lost.map(|(at_ms, owner)| {
+                Arc::new(OwnerLoss {
+                    at_ms,
+                    owner: owner.map(ProcessOwner::from),
+                })
             }),
             external_ref: match self.external_ref {
                 Some(bytes) => Some(parse("external reference", &bytes)?),

@@ -1,5 +1,7 @@
 //! Damage to what a process is, and to its log.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::damage::*;
@@ -37,11 +39,11 @@ fn p1_every_field_of_the_state_is_compared_with_the_log() {
             }),
             ("stored abandon_request", RICH, |s| {
                 s.with_state(&s.rich, |it| {
-                    it.abandon_request = Some(AbandonRequest {
+                    it.abandon_request = Some(Arc::new(AbandonRequest {
                         requested_by: "x".into(),
                         reason: None,
                         requested_at_ms: 1,
-                    });
+                    }));
                 })
             }),
             ("stored waits", RICH, |s| {
@@ -49,22 +51,22 @@ fn p1_every_field_of_the_state_is_compared_with_the_log() {
             }),
             ("stored retry_pause", RICH, |s| {
                 s.with_state(&s.rich, |it| {
-                    it.retry_pause = Some(RetryPause {
+                    it.retry_pause = Some(Arc::new(RetryPause {
                         retry_at_ms: 1,
                         error: ProcessError {
                             class: FailureClass::Execution,
                             code: "c".into(),
                             message: "m".into(),
                         },
-                    });
+                    }));
                 })
             }),
             ("stored owner_lost", RICH, |s| {
                 s.with_state(&s.rich, |it| {
-                    it.owner_lost = Some(OwnerLoss {
+                    it.owner_lost = Some(Arc::new(OwnerLoss {
                         at_ms: 1,
                         owner: None,
-                    });
+                    }));
                 })
             }),
             ("stored external_ref", RICH, |s| {
