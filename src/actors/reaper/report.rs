@@ -102,10 +102,10 @@ impl RecoveryReport {
         }
     }
 
-    /// Adds what the sweeps before it did, and hands on the sum.
-    pub(super) fn sum_up(&mut self, before: RecoveryTotals) -> RecoveryTotals {
+    /// Adds what the sweeps before it did, and hands on the sum; what one did that failed counts too.
+    pub(super) fn sum_up(&mut self, before: RecoveryTotals, to_its_end: bool) -> RecoveryTotals {
         self.since_open = RecoveryTotals {
-            sweeps: before.sweeps + 1,
+            sweeps: before.sweeps + u64::from(to_its_end),
             released: before.released + self.since_open.released,
             abandoned: before.abandoned + self.abandoned,
             cancelled: before.cancelled + self.cancelled,

@@ -24,6 +24,7 @@ mod fencing;
 mod gated;
 mod liveness;
 mod sessions;
+mod sweeps;
 mod together;
 
 /// Longer than anything here takes.
