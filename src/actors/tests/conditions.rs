@@ -55,14 +55,14 @@ impl Ground {
         }
     }
 
-    fn row(&self, id: &str) -> Row {
+    pub(super) fn row(&self, id: &str) -> Row {
         match self.other.view().unwrap().id(id).unwrap() {
             Some(IdEntry::Live(row)) => row,
             found => panic!("{found:?}"),
         }
     }
 
-    fn loaded(&self, row: Row) -> LoadedProcess {
+    pub(super) fn loaded(&self, row: Row) -> LoadedProcess {
         self.other.view().unwrap().load(row).unwrap().unwrap()
     }
 
