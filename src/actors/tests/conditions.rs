@@ -22,8 +22,8 @@ pub(super) struct Ground {
     pub(super) runtime: Runtime,
     pub(super) shared: Arc<Shared>,
     pub(super) gated: Arc<Gated>,
-    put: Arc<Put>,
-    other: ProcessStore,
+    pub(super) put: Arc<Put>,
+    pub(super) other: ProcessStore,
 }
 
 impl Ground {

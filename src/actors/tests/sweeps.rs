@@ -68,3 +68,20 @@ async fn a_sweep_goes_on_after_a_view_that_expired() {
     assert_eq!(shared.recover_now().await.unwrap().examined, 1);
     shut(&ground.runtime).await;
 }
+
+/// As an earlier release began it: nothing says when by a clock that does not jump.
+#[tokio::test]
+async fn l6_a_start_without_an_age_counts_from_the_open_whatever_its_stamp_says() {
+    let ground = Ground::open(0, idle).await;
+    start(&ground.shared, "p", RecoveryDisposition::Rerunnable).await;
+    let mut loaded = ground.loaded(ground.row("p"));
+    loaded.registration.timeout = Some(Duration::from_secs(1));
+    let owner = ground.shared.owner().unwrap().owner.clone();
+    loaded.state.first_started = Some(FirstStart { at_ms: 1, owner });
+    ground.put.0.fetch_add(700, Ordering::SeqCst);
+    let started_for_ms = ground
+        .shared
+        .started_for_ms(&loaded.registration, &loaded.state);
+    assert_eq!(started_for_ms, 700);
+    shut(&ground.runtime).await;
+}
