@@ -25,7 +25,8 @@ pub enum RecoveryStep {
     CancelRequested,
     /// Somebody else wrote to it first: the next sweep sees what is left to do.
     Overtaken,
-    /// It could not be read or written, as the log of the runtime says: the next sweep tries again.
+    /// It could not be read or written, or nobody could look for its survivors, as the log of the
+    /// runtime says: the next sweep tries again.
     Unsettled,
     /// It was left as it is.
     Left {
