@@ -166,29 +166,44 @@ async fn l6_no_time_limit_passes_because_a_wall_clock_jumps_before_or_between_op
 }
 
 #[tokio::test]
-async fn across_a_start_of_the_machine_the_wall_clock_says_how_long_a_store_was_closed() {
+async fn l6_time_in_which_a_store_was_closed_counts_only_where_a_clock_shows_it() {
     for boots in [0, 1] {
         let machine = Machine::new(boots);
+        let boot = || {
+            if boots > 0 {
+                machine.boot();
+            }
+        };
         let place = Place::memory();
-        let supervisor = open(&place, &machine).await;
+        let mut supervisor = open(&place, &machine).await;
         start(&supervisor).await;
-        // What jumped while it was open does not count: a shutdown says what the clocks showed.
-        machine.jump(DAY_MS);
-        close(&supervisor).await;
-        machine.boot();
+        for (attempts, shows) in [(2, 0), (3, u64::MAX)] {
+            close(&supervisor).await;
+            boot();
+            machine.show(Some(shows));
+            supervisor = open(&place, &machine).await;
+            attempt(&supervisor, attempts).await;
+        }
+        machine.show(None);
+        // Nothing shows that these hours pass, and the limit is as far away as before.
+        for attempts in 4..7 {
+            close(&supervisor).await;
+            boot();
+            machine.jump(DAY_MS);
+            machine.pass(HOUR);
+            supervisor = open(&place, &machine).await;
+            attempt(&supervisor, attempts).await;
+        }
+        // While it is open the hour does pass.
         machine.pass(HOUR / 2);
-        let supervisor = open(&place, &machine).await;
-        attempt(&supervisor, 2).await;
         close(&supervisor).await;
-        // One that went back says that no time has passed.
-        machine.jump(-DAY_MS);
-        machine.boot();
-        let supervisor = open(&place, &machine).await;
-        attempt(&supervisor, 3).await;
-        close(&supervisor).await;
-        machine.boot();
+        boot();
+        supervisor = open(&place, &machine).await;
+        attempt(&supervisor, 7).await;
         machine.pass(HOUR / 2);
-        let supervisor = open(&place, &machine).await;
+        close(&supervisor).await;
+        boot();
+        supervisor = open(&place, &machine).await;
         is_timed_out(&supervisor).await;
         close_clean(&supervisor).await;
     }

@@ -4,8 +4,8 @@
 //! time between them. Two things count instead. Within an open this runtime notes when it started a
 //! process, and counts from there by the monotonic clock. Across opens there is the age of the store
 //! (`model/age.rs`): it goes on by the monotonic clock, is made durable with every heartbeat, and is
-//! said in the event of such a process's first start. Only for how long the store was closed while
-//! the machine was started anew is left to the wall clock.
+//! said in the event of such a process's first start. For how long the store was closed while the
+//! machine was started anew nothing says but the wall clock, which may have jumped: it counts as no time.
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
@@ -20,7 +20,7 @@ use super::runtime::Shared;
 use crate::model::age::AgeMark;
 use crate::model::event::{EventBody, RuntimeEvent};
 use crate::model::record::{ProcessState, Registration};
-use crate::model::{Incarnation, Result};
+use crate::model::{Error, Incarnation, Result};
 
 /// Events of a log that are looked through at once, and their bytes.
 const LOG_PAGE: usize = 64;
@@ -42,6 +42,10 @@ struct Mark {
 }
 
 impl Elapsed {
+    fn opened(&self) -> (u64, Duration) {
+        self.opened.get().copied().unwrap_or_default()
+    }
+
     /// A process is started for the first time.
     fn begin(&self, incarnation: Incarnation, monotonic: Duration) {
         let mark = Mark {
@@ -56,19 +60,23 @@ impl Elapsed {
         self.marks.remove(&incarnation);
     }
 
-    /// For how long it has been started; `had_ms` is what its stamp says, if nothing is known yet.
+    /// For how long it has been started; `had_ms` is what its log says, if nothing is known yet.
+    /// Noted once that could be read.
     fn ms(
         &self,
         incarnation: Incarnation,
         monotonic: Duration,
-        had_ms: impl FnOnce() -> u64,
-    ) -> u64 {
-        let mark = *self.marks.entry(incarnation).or_insert_with(|| Mark {
-            at: monotonic,
-            had_ms: had_ms(),
-        });
-        mark.had_ms
-            .saturating_add(millis(monotonic.saturating_sub(mark.at)))
+        had_ms: impl FnOnce() -> Result<u64>,
+    ) -> Result<u64> {
+        let mark = *self.marks.entry(incarnation).or_try_insert_with(|| {
+            Ok::<_, Error>(Mark {
+                at: monotonic,
+                had_ms: had_ms()?,
+            })
+        })?;
+        Ok(mark
+            .had_ms
+            .saturating_add(millis(monotonic.saturating_sub(mark.at))))
     }
 }
 
@@ -94,20 +102,21 @@ impl Shared {
 
     /// For how long a process has been started, where it has a time limit; otherwise nothing.
     pub(crate) fn started_for_ms(&self, registration: &Registration, state: &ProcessState) -> u64 {
-        let (Some(_), Some(first)) = (registration.timeout, &state.first_started) else {
+        let (Some(_), Some(_)) = (registration.timeout, &state.first_started) else {
             return 0;
         };
-        let had_ms = || match self.first_start_age(registration) {
-            Ok(Some(age_ms)) => self.age_ms().saturating_sub(age_ms),
-            // Nothing is known but its stamp: judged by the wall clock as it was at the open.
-            Ok(None) => self.steady_ms().saturating_sub(first.at_ms),
-            Err(error) => {
-                warn!(process = %registration.id, %error, "its first start cannot be read");
-                0
-            }
+        let had_ms = || {
+            let first = self.first_start_age(registration)?;
+            // Where nothing is known but its stamp, which may be of any time, it counts from the open.
+            let from_ms = first.unwrap_or_else(|| self.elapsed.opened().0);
+            Ok(self.age_ms().saturating_sub(from_ms))
         };
         self.elapsed
             .ms(registration.incarnation, self.monotonic(), had_ms)
+            .unwrap_or_else(|error| {
+                warn!(process = %registration.id, %error, "its first start cannot be read");
+                0
+            })
     }
 
     /// How old the store was when a process was started for the first time, as its log says. What
@@ -136,11 +145,11 @@ impl Shared {
     /// Takes up the age of the store where the last open left it.
     pub(super) fn begin_age(&self) -> Result<()> {
         let clock = self.store.clock();
-        let (wall_ms, monotonic) = (clock.now_epoch_ms(), clock.monotonic());
-        let boot_id = clock.boot_id();
-        let age_ms = self.view()?.age()?.map_or(0, |mark| {
-            mark.age_at(wall_ms, millis(monotonic), boot_id.as_deref())
-        });
+        let (monotonic, boot_id) = (clock.monotonic(), clock.boot_id());
+        let age_ms = self
+            .view()?
+            .age()?
+            .map_or(0, |mark| mark.age_at(millis(monotonic), boot_id.as_deref()));
         // Set once, before anything is executed.
         let _ = self.elapsed.opened.set((age_ms, monotonic));
         Ok(())
@@ -174,5 +183,20 @@ impl Shared {
         for incarnation in ended {
             self.elapsed.forget(*incarnation);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_cannot_be_read_is_read_again() {
+        let elapsed = Elapsed::default();
+        let ms =
+            |at_ms, had_ms| elapsed.ms(Incarnation(1), Duration::from_millis(at_ms), || had_ms);
+        assert_eq!(ms(5, Err(Error::ShuttingDown)), Err(Error::ShuttingDown));
+        assert_eq!(ms(7, Ok(100)), Ok(100));
+        assert_eq!(ms(9, Err(Error::ShuttingDown)), Ok(102), "it is known now");
     }
 }

@@ -1,12 +1,12 @@
 //! Opening and closing a runtime.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorRef};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -22,6 +22,7 @@ use super::runtime::{Actors, EngineEntry, Shared};
 use crate::engines::{CancelReason, ProcessEngine};
 use crate::model::{Error, Result};
 use crate::store::clock::Clock;
+use crate::store::locks::lock;
 use crate::store::process_store::ProcessStore;
 
 /// What became of the work that was running when the runtime shut down.
@@ -59,9 +60,12 @@ const NAMED_MAX: usize = 20;
 pub(crate) struct Runtime {
     pub(crate) shared: Arc<Shared>,
     root: ActorRef<()>,
-    /// What came of the one shutdown there is; later calls get the same.
-    closed: Mutex<Option<Result<ShutdownReport>>>,
+    /// What comes of the one shutdown there is, once it has begun: every call gets the same.
+    closed: Mutex<Option<watch::Receiver<Closed>>>,
 }
+
+/// What came of a shutdown, as soon as it is over.
+type Closed = Option<Result<ShutdownReport>>;
 
 fn spawn_failed(error: &ractor::SpawnErr) -> Error {
     Error::Overloaded {
@@ -171,12 +175,39 @@ impl Runtime {
     }
 
     /// Stops admitting, gives started work its grace period, and lets go of the store. When it
-    /// returns, another runtime can open the store. Idempotent.
+    /// returns, another runtime can open the store. Idempotent: the first call's grace period counts.
+    ///
+    /// # Cancel safety
+    /// Once begun it goes on in a task of its own; whoever calls again waits for the same report.
     pub(crate) async fn shutdown(&self, grace: Duration) -> Result<ShutdownReport> {
-        let mut closed = self.closed.lock().await;
-        if let Some(done) = &*closed {
-            return done.clone();
-        }
+        let mut closed = lock(&self.closed)
+            .get_or_insert_with(|| {
+                let closing = Closing {
+                    shared: Arc::clone(&self.shared),
+                    root: self.root.clone(),
+                    done: false,
+                };
+                let (said, closed) = watch::channel(None);
+                tokio::spawn(async move { said.send(Some(closing.shutdown(grace).await)) });
+                closed
+            })
+            .clone();
+        let done = closed.wait_for(Option::is_some).await;
+        done.ok()
+            .and_then(|done| done.clone())
+            .unwrap_or_else(|| Err(self.shared.stopped()))
+    }
+}
+
+/// Who takes a runtime to its end, in order or, let go of before that, without a word.
+struct Closing {
+    shared: Arc<Shared>,
+    root: ActorRef<()>,
+    done: bool,
+}
+
+impl Closing {
+    async fn shutdown(mut self, grace: Duration) -> Result<ShutdownReport> {
         self.shared.begin_shutdown();
         info!(grace = %humantime::format_duration(grace), "shutting down");
         let began = self.shared.monotonic();
@@ -199,14 +230,13 @@ impl Runtime {
         self.root.stop(None);
         // Whoever still waits finds the store closed.
         self.shared.abandon_waits();
-        let done = match let_go {
+        self.done = true;
+        match let_go {
             Ok(()) => Ok(report),
             Err(cause) => Err(Error::StoreFailed {
                 cause: format!("{cause}; {}", left_over(&report)),
             }),
-        };
-        *closed = Some(done.clone());
-        done
+        }
     }
 
     /// Says that this owner is gone, and closes the store; what takes longer than there is time is
@@ -321,7 +351,21 @@ async fn collect(
 
 impl Drop for Runtime {
     fn drop(&mut self) {
-        if self.closed.get_mut().is_some() {
+        if lock(&self.closed).is_some() {
+            // That goes on, or came to its end.
+            return;
+        }
+        drop(Closing {
+            shared: Arc::clone(&self.shared),
+            root: self.root.clone(),
+            done: false,
+        });
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if self.done {
             return;
         }
         // Without a shutdown nothing more is written in its name: what it executed is recovered

@@ -17,7 +17,7 @@ use super::elapsed::Elapsed;
 use super::hub::Hub;
 use super::owning::Owning;
 use super::process::{Activation, Answer, CommandCall, HostCommand, ProcessActor, ProcessMsg};
-use super::reaper::{Attention, ReaperMsg};
+use super::reaper::{Attention, Looks, ReaperMsg};
 use super::registry::RegistryMsg;
 use crate::engines::ProcessEngine;
 use crate::model::record::Registration;
@@ -120,6 +120,7 @@ pub(crate) struct Shared {
     claims: DashMap<Incarnation, usize>,
     pub(super) elapsed: Elapsed,
     pub(super) attention: Attention,
+    pub(super) looks: Looks,
     actors: OnceLock<Actors>,
     commands: Arc<Semaphore>,
     command_kib: Arc<Semaphore>,
@@ -159,6 +160,7 @@ impl Shared {
             claims: DashMap::new(),
             elapsed: Elapsed::default(),
             attention: Attention::default(),
+            looks: Looks::default(),
             actors: OnceLock::new(),
             shutting_down: AtomicBool::new(false),
             closed: AtomicBool::new(false),

@@ -475,7 +475,8 @@ impl Supervisor {
     /// it returns, another runtime can open the store. Idempotent; later calls get the same report.
     ///
     /// # Cancel safety
-    /// Once begun, a shutdown that is dropped leaves a runtime that admits nothing; call it again.
+    /// Once begun, a shutdown goes on to its end, whether anybody waits for it or not; whoever calls
+    /// again waits for the same report. The first call's options count.
     ///
     /// # Errors
     /// `StoreFailed` where the last sync failed, or the store could not be let go of in time: it may

@@ -78,9 +78,13 @@ pub trait ProcessEngine: Send + Sync + 'static {
     /// runs it again, with the event of [`ProcessEngine::survivor_key`] where the log has it.
     ///
     /// It may be called again for the same event, and must never touch what is not the attempt's.
+    /// Eight such calls are made at once at the most. One that takes more than five seconds, or
+    /// panics, is dropped and made again by later sweeps, three times; if none of them answers
+    /// either, recovery goes on, and [`AbandonEvidence::survivors`](crate::AbandonEvidence) is absent.
     ///
     /// # Cancel safety
-    /// The future may be dropped at any point; recovery then calls it again later.
+    /// The future may be dropped at any point; as long as its process is not settled, recovery calls
+    /// it again, as said above.
     async fn end_survivors(&self, event: &ProcessEvent) -> Vec<Survivor> {
         let _ = event;
         Vec::new()

@@ -5,7 +5,7 @@
 pub(crate) struct AgeMark {
     /// Milliseconds since the store was first opened.
     pub(crate) age_ms: u64,
-    /// The wall clock.
+    /// The wall clock: for people to read, nothing is counted by it.
     pub(crate) wall_ms: u64,
     /// The monotonic clock.
     pub(crate) monotonic_ms: u64,
@@ -15,13 +15,13 @@ pub(crate) struct AgeMark {
 
 impl AgeMark {
     /// The age at a later open. Where the machine was not started anew meanwhile, its monotonic
-    /// clock says for how long nobody had the store open; otherwise there is only the wall clock,
-    /// and where that went back, no time has passed.
-    pub(crate) fn age_at(&self, wall_ms: u64, monotonic_ms: u64, boot_id: Option<&str>) -> u64 {
+    /// clock says for how long nobody had the store open. Nothing else does: a wall clock may have
+    /// been set to any time, so that none has passed for what must not end because of it.
+    pub(crate) fn age_at(&self, monotonic_ms: u64, boot_id: Option<&str>) -> u64 {
         let same_boot = self.boot_id.is_some() && self.boot_id.as_deref() == boot_id;
         let closed_ms = match monotonic_ms.checked_sub(self.monotonic_ms) {
             Some(closed_ms) if same_boot => closed_ms,
-            Some(_) | None => wall_ms.saturating_sub(self.wall_ms),
+            Some(_) | None => 0,
         };
         self.age_ms.saturating_add(closed_ms)
     }
@@ -41,19 +41,17 @@ mod tests {
     }
 
     #[test]
-    fn l6_within_one_boot_no_wall_clock_makes_a_store_older() {
-        for wall_ms in [0, 999, 1_000, u64::MAX] {
-            assert_eq!(mark(Some("a")).age_at(wall_ms, 57, Some("a")), 107);
-        }
+    fn within_one_boot_the_monotonic_clock_says_how_long_a_store_was_closed() {
+        assert_eq!(mark(Some("a")).age_at(57, Some("a")), 107);
     }
 
     #[test]
-    fn across_boots_the_wall_clock_is_all_there_is() {
+    fn l6_where_nothing_says_how_long_a_store_was_closed_it_grew_no_older() {
         for (then, now) in [(Some("a"), Some("b")), (None, None), (Some("a"), None)] {
-            assert_eq!(mark(then).age_at(1_030, 57, now), 130);
-            assert_eq!(mark(then).age_at(30, 57, now), 100);
+            assert_eq!(mark(then).age_at(57, now), 100);
+            assert_eq!(mark(then).age_at(u64::MAX, now), 100);
         }
         // A clock that is not what it says it is.
-        assert_eq!(mark(Some("a")).age_at(1_030, 49, Some("a")), 130);
+        assert_eq!(mark(Some("a")).age_at(49, Some("a")), 100);
     }
 }

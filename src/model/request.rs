@@ -419,9 +419,9 @@ impl ProcessStartRequest {
         self
     }
 
-    /// With a time limit, counted from the first start: by the monotonic clock while the store stays
-    /// open, so that a wall clock that jumps ends nothing; across opens by the wall clock, which is all
-    /// there is. A start that seems to lie in the future counts from the open.
+    /// With a time limit, counted from the first start: by the monotonic clock, so that a wall clock
+    /// that jumps ends nothing. Time in which the store was closed counts where that clock went on: not
+    /// across a start of the machine, nor where no [`Clock::boot_id`](crate::Clock::boot_id) is known.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.timeout = timeout;

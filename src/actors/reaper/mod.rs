@@ -22,6 +22,7 @@ mod tests;
 
 pub(crate) use attention::Attention;
 pub use report::{RecoveryReport, RecoveryStep, RecoveryTotals};
+pub(crate) use survivors::Looks;
 
 use attention::Scope;
 use sweep::Sweep;
@@ -247,13 +248,14 @@ impl ReaperState {
                 shared: Arc::clone(&shared),
                 done: false,
             };
-            let mut report = Sweep::new(&shared).run(scope).await;
-            looking.done = report.is_ok();
+            let (mut report, done) = Sweep::new(&shared).run(scope).await;
+            looking.done = done.is_ok();
             drop(looking);
-            if let Ok(report) = &mut report {
+            {
                 let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
-                *totals = report.sum_up(*totals);
+                *totals = report.sum_up(*totals, done.is_ok());
             }
+            let report = done.map(|()| report);
             match &report {
                 Ok(report) if report.examined > report.left => {
                     info!(

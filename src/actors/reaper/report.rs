@@ -25,7 +25,8 @@ pub enum RecoveryStep {
     CancelRequested,
     /// Somebody else wrote to it first: the next sweep sees what is left to do.
     Overtaken,
-    /// It could not be read or written, as the log of the runtime says: the next sweep tries again.
+    /// It could not be read or written, or nobody could look for its survivors, as the log of the
+    /// runtime says: the next sweep tries again.
     Unsettled,
     /// It was left as it is.
     Left {
@@ -102,10 +103,10 @@ impl RecoveryReport {
         }
     }
 
-    /// Adds what the sweeps before it did, and hands on the sum.
-    pub(super) fn sum_up(&mut self, before: RecoveryTotals) -> RecoveryTotals {
+    /// Adds what the sweeps before it did, and hands on the sum; what one did that failed counts too.
+    pub(super) fn sum_up(&mut self, before: RecoveryTotals, to_its_end: bool) -> RecoveryTotals {
         self.since_open = RecoveryTotals {
-            sweeps: before.sweeps + 1,
+            sweeps: before.sweeps + u64::from(to_its_end),
             released: before.released + self.since_open.released,
             abandoned: before.abandoned + self.abandoned,
             cancelled: before.cancelled + self.cancelled,

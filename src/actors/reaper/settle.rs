@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::report::RecoveryStep;
@@ -11,14 +12,16 @@ use crate::actors::errors::commit_error;
 use crate::actors::runtime::Shared;
 use crate::model::decide::{self, Command, Decision, Facts, Finisher, LeaseChange, apply_drafts};
 use crate::model::lease::Lease;
+use crate::model::record::Registration;
 use crate::model::recovery::RecoveryAction;
 use crate::model::{
     AbandonEvidence, AbandonProof, CompletionAuthority, FailureClass, FencingToken, OwnerNumber,
     ProcessAwaitOutput, ProcessOwner, RecoveryDisposition, Result, StartReason, Survivor,
 };
+use crate::store::error::StoreError;
 use crate::store::keys::Row;
 use crate::store::read::LoadedProcess;
-use crate::store::write_set::{CommitError, Condition, Refusal, WriteSet};
+use crate::store::write_set::{CommitError, CommitResult, Condition, Refusal, WriteSet};
 use crate::store::writes;
 
 /// How often a process is settled anew because somebody appended to its log meanwhile.
@@ -67,7 +70,11 @@ pub(super) async fn carry_out(
                 lease,
                 orphaned,
             };
-            settling.settle(&task.id, slow).await
+            let step = settling.settle(&task.id, slow).await;
+            if !matches!(step, Err(_) | Ok(RecoveryStep::Unsettled)) {
+                shared.looks.forget(task.row.incarnation);
+            }
+            step
         }
     }
 }
@@ -281,11 +288,9 @@ impl Settling<'_> {
         let nobody = OwnerNumber::default();
         let change = writes::append(&registration, &events, &state, &lease, nobody, at_ms)
             .map_err(CommitError::NotWritten)?;
-        let receipt = self
-            .shared
-            .store
-            .commit_wait(WriteSet::new(conditions, vec![change]))
-            .await?;
+        self.send(&registration, WriteSet::new(conditions, vec![change]))
+            .await
+            .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))?;
         match state.terminal() {
             Some(outcome) => {
                 info!(process = %registration.id, ?outcome, "recovered to its end");
@@ -293,13 +298,27 @@ impl Settling<'_> {
             None => info!(process = %registration.id, recoveries = state.recoveries,
                 "ready for another attempt after it lost its owner"),
         }
-        // Listeners look at the store themselves: the actor may be publishing at the same time.
-        self.shared
-            .written_by_others(&registration.id, registration.incarnation);
-        for scope in &receipt.woken {
-            self.shared.hub.scope_changed(scope);
-        }
         Ok(())
+    }
+
+    /// Sends it, and has those told who wait for what it says.
+    fn send(&self, registration: &Registration, set: WriteSet) -> oneshot::Receiver<CommitResult> {
+        let (answer, wait) = oneshot::channel();
+        let shared = Arc::clone(self.shared);
+        let (id, incarnation) = (registration.id.clone(), registration.incarnation);
+        self.shared.store.commit(
+            set,
+            // Told here (W2), because the sweep may be gone when it commits. Listeners look at the
+            // store themselves: the actor may be publishing at the same time.
+            Box::new(move |result| {
+                shared.written_by_others(&id, incarnation);
+                for scope in result.iter().flat_map(|receipt| &receipt.woken) {
+                    shared.hub.scope_changed(scope);
+                }
+                let _ = answer.send(result);
+            }),
+        );
+        wait
     }
 
     fn conditions(&self, last_sequence: u64, lease: &LeaseChange) -> Vec<Condition> {

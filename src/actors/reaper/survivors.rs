@@ -4,14 +4,57 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dashmap::DashMap;
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::actors::runtime::Shared;
-use crate::model::{ProcessEvent, ProcessRecord, RecoveryDisposition, Result, Survivor};
+use crate::model::{
+    Incarnation, ProcessEvent, ProcessRecord, RecoveryDisposition, Result, Survivor,
+};
 use crate::store::read::LoadedProcess;
 
 /// How long an engine may take to look. The command engine takes at most some two seconds.
 const LOOK_MAX: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5_000 });
+
+/// Looks that go on at once: an engine that ends what it finds waits for that.
+const LOOKS_AT_ONCE_MAX: usize = 8;
+
+/// How often recovery waits for a later look at one process because nobody could look. Then it
+/// goes on without: what is there for good must not keep a process from its end for good.
+const LATER_MAX: u32 = 3;
+
+/// The looks of this open that go on, and those that failed.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    at_once: Semaphore,
+    failed: DashMap<Incarnation, u32>,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self {
+            at_once: Semaphore::new(LOOKS_AT_ONCE_MAX),
+            failed: DashMap::new(),
+        }
+    }
+}
+
+impl Looks {
+    fn failed(&self, incarnation: Incarnation) -> Looked {
+        let mut failed = self.failed.entry(incarnation).or_default();
+        *failed += 1;
+        if *failed <= LATER_MAX {
+            return Looked::Later;
+        }
+        Looked::Found(None)
+    }
+
+    /// The process is settled.
+    pub(super) fn forget(&self, incarnation: Incarnation) {
+        self.failed.remove(&incarnation);
+    }
+}
 
 /// Engines that did not answer in time during this sweep: those that come after are left to the
 /// next one, so that one engine does not hold up what the others are responsible for.
@@ -34,7 +77,7 @@ impl SlowEngines {
 pub(super) enum Looked {
     /// This was found alive, which may be nothing; `None` where nobody could look.
     Found(Option<Vec<Survivor>>),
-    /// Not this time: its engine has its hands full.
+    /// Not this time: nobody could look, or its engine has its hands full.
     Later,
 }
 
@@ -63,8 +106,11 @@ pub(super) async fn end_survivors(
         Ok(None) => return Looked::Found(Some(Vec::new())),
         Err(error) => {
             warn!(process = %record.id, %error, "survivors cannot be looked for");
-            return Looked::Found(None);
+            return shared.looks.failed(record.incarnation);
         }
+    };
+    let Ok(_one) = shared.looks.at_once.acquire().await else {
+        return Looked::Later;
     };
     if slow.has(engine.kind()) {
         return Looked::Later;
@@ -76,13 +122,13 @@ pub(super) async fn end_survivors(
         Ok(Ok(found)) => Looked::Found(Some(found)),
         Ok(Err(error)) => {
             warn!(process = %record.id, %error, "its engine could not look for survivors");
-            Looked::Found(None)
+            shared.looks.failed(record.incarnation)
         }
         Err(_) => {
             look.abort();
             slow.add(&kind);
             warn!(process = %record.id, engine = %kind, "its engine looks for survivors too long");
-            Looked::Found(None)
+            shared.looks.failed(record.incarnation)
         }
     }
 }

@@ -29,6 +29,9 @@ use crate::store::write_set::{Change, WriteSet};
 /// what else is asked of the store.
 const IN_FLIGHT_MAX: usize = 128;
 
+/// How often a page goes on with a new view after one that expired, as when the machine stood still.
+const VIEWS_MAX: usize = 3;
+
 /// What is to be done about one process.
 pub(super) enum Examined {
     /// Nothing, or it is done.
@@ -93,13 +96,16 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    pub(super) async fn run(mut self, scope: Scope) -> Result<RecoveryReport> {
-        match scope {
-            Scope::Everything => self.walk(false).await?,
-            Scope::Walk => self.walk(true).await?,
-            Scope::Rows(rows) => self.look_at(&rows).await?,
-        }
-        Ok(self.report)
+    /// What it did, and whether it came to its end.
+    pub(super) async fn run(mut self, scope: Scope) -> (RecoveryReport, Result<()>) {
+        let done = match scope {
+            Scope::Everything => self.walk(false).await,
+            Scope::Walk => self.walk(true).await,
+            Scope::Rows(rows) => self.look_at(&rows).await,
+        };
+        // What was begun when it failed is seen to its end, and counted.
+        while self.one_done().await {}
+        (self.report, done)
     }
 
     async fn look_at(&mut self, rows: &[Row]) -> Result<()> {
@@ -109,7 +115,7 @@ impl<'a> Sweep<'a> {
             }
             let (shared, rows) = (Arc::clone(self.shared), rows.to_vec());
             let page =
-                blocking(move || shared.examine_rows(&shared.view()?, rows, Found::Note)).await?;
+                blocking(move || shared.examine_rows(shared.view()?, rows, Found::Note)).await?;
             self.take(page).await;
         }
         while self.one_done().await {}
@@ -142,7 +148,7 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
-    async fn take(&mut self, page: Page) {
+    pub(super) async fn take(&mut self, page: Page) {
         self.named.extend(page.named);
         for incarnation in page.met {
             self.ended.remove(&incarnation);
@@ -242,6 +248,16 @@ impl<'a> Sweep<'a> {
 impl Shared {
     /// Looks at one page of the processes that have not ended. Blocks.
     pub(super) fn recovery_page(&self, after: Option<&[u8]>, passing_over: bool) -> Result<Page> {
+        let mut expired = 0;
+        loop {
+            match self.read_page(after, passing_over) {
+                Err(Error::Timeout { .. }) if expired < VIEWS_MAX => expired += 1,
+                page => return page,
+            }
+        }
+    }
+
+    fn read_page(&self, after: Option<&[u8]>, passing_over: bool) -> Result<Page> {
         let view = self.view()?;
         let rows = view.rows(&Index::Running, after, SWEEP_PAGE)?;
         let next = (rows.len() == SWEEP_PAGE)
@@ -253,18 +269,26 @@ impl Shared {
         } else {
             (rows, Vec::new())
         };
-        let mut page = self.examine_rows(&view, rows, Found::Index)?;
+        let mut page = self.examine_rows(view, rows, Found::Index)?;
         page.met
             .extend(passed_over.iter().map(|row| row.incarnation));
         page.elsewhere.extend(passed_over);
         Ok(Page { next, ..page })
     }
 
-    fn examine_rows(&self, view: &View, rows: Vec<Row>, from: Found) -> Result<Page> {
+    fn examine_rows(&self, view: View, rows: Vec<Row>, from: Found) -> Result<Page> {
         let mut page = Page::default();
+        let (mut view, mut from, mut expired) = (view, from, 0);
         for row in rows {
             page.met.push(row.incarnation);
-            match self.examine_row(view, row, from, &mut page) {
+            let mut examined = self.examine_row(&view, row, from, &mut page);
+            if matches!(examined, Err(Error::Timeout { .. })) && expired < VIEWS_MAX {
+                expired += 1;
+                // Not the view on which the index was read any more.
+                (view, from) = (self.view()?, Found::Note);
+                examined = self.examine_row(&view, row, from, &mut page);
+            }
+            match examined {
                 Ok(examined) => page.found.extend(examined),
                 Err(error) => {
                     page.damaged = true;

@@ -18,16 +18,16 @@ const TTL: Duration = Duration::from_secs(3_600);
 
 /// A runtime whose commits the test holds, and a second way into its store. No timer of the runtime
 /// goes off while a test runs.
-struct Ground {
-    runtime: Runtime,
-    shared: Arc<Shared>,
-    gated: Arc<Gated>,
-    put: Arc<Put>,
-    other: ProcessStore,
+pub(super) struct Ground {
+    pub(super) runtime: Runtime,
+    pub(super) shared: Arc<Shared>,
+    pub(super) gated: Arc<Gated>,
+    pub(super) put: Arc<Put>,
+    pub(super) other: ProcessStore,
 }
 
 impl Ground {
-    async fn open<F, R>(slots: usize, does: F) -> Self
+    pub(super) async fn open<F, R>(slots: usize, does: F) -> Self
     where
         F: Fn(ProcessContext) -> R + Send + Sync + 'static,
         R: Future<Output = EngineResult> + Send + 'static,
@@ -55,14 +55,14 @@ impl Ground {
         }
     }
 
-    fn row(&self, id: &str) -> Row {
+    pub(super) fn row(&self, id: &str) -> Row {
         match self.other.view().unwrap().id(id).unwrap() {
             Some(IdEntry::Live(row)) => row,
             found => panic!("{found:?}"),
         }
     }
 
-    fn loaded(&self, row: Row) -> LoadedProcess {
+    pub(super) fn loaded(&self, row: Row) -> LoadedProcess {
         self.other.view().unwrap().load(row).unwrap().unwrap()
     }
 
@@ -142,7 +142,7 @@ impl Ground {
     }
 }
 
-/// `Condition::Token` in `Process::conditions`, for what an engine emits and for its outcome.
+/// `Condition::Token` in `Process::conditions_of`, for what an engine emits and for its outcome.
 #[tokio::test]
 async fn l3_who_holds_the_lease_no_more_emits_nothing_and_ends_nothing() {
     for emits in [true, false] {
@@ -178,7 +178,7 @@ async fn l3_who_holds_the_lease_no_more_emits_nothing_and_ends_nothing() {
     }
 }
 
-/// `Condition::LeaseFree` in `Process::conditions`, for a claim.
+/// `Condition::LeaseFree` in `Process::conditions_of`, for a claim.
 #[tokio::test]
 async fn l1_a_claim_on_its_way_takes_no_lease_from_who_got_it_meanwhile() {
     let ground = Ground::open(1, idle).await;
@@ -190,7 +190,7 @@ async fn l1_a_claim_on_its_way_takes_no_lease_from_who_got_it_meanwhile() {
     shut(&ground.runtime).await;
 }
 
-/// `Condition::OwnerLive` in `Process::conditions`, for a claim.
+/// `Condition::OwnerLive` in `Process::conditions_of`, for a claim.
 #[tokio::test]
 async fn l4_an_owner_that_lapsed_claims_nothing() {
     let ground = Ground::open(1, idle).await;
@@ -204,7 +204,7 @@ async fn l4_an_owner_that_lapsed_claims_nothing() {
     shut(&ground.runtime).await;
 }
 
-/// `Condition::LeaseFree` in `Process::conditions`, for a cancel that ends what is queued.
+/// `Condition::LeaseFree` in `Process::conditions_of`, for a cancel that ends what is queued.
 #[tokio::test]
 async fn l1_a_cancel_on_its_way_ends_nothing_that_was_claimed_meanwhile() {
     let ground = Ground::open(0, idle).await;

@@ -336,7 +336,7 @@ async fn lapsed_at_the_gate(what: &'static str) -> (Runtime, Arc<Gated>) {
     (runtime, gated)
 }
 
-/// `Condition::OwnerLive` beside the token, in `Process::conditions` for what an engine emits, for
+/// `Condition::OwnerLive` beside the token, in `Process::conditions_of` for what an engine emits, for
 /// waits and for another attempt, and in `Process::release`.
 #[tokio::test]
 async fn an_owner_that_lapsed_writes_nothing_but_an_outcome() {
@@ -478,7 +478,7 @@ async fn an_owner_that_lapsed_starts_no_child() {
     shut(&runtime).await;
 }
 
-/// `Condition::LeaseGone`, and not `LeaseFree`, in `end` of `reaper::settle`. The rules never ask
+/// `Condition::LeaseGone`, and not `LeaseFree`, in `Settling::conditions`. The rules never ask
 /// for an end by proof where there is none: this is for the day on which they err.
 #[tokio::test]
 async fn l5_the_reaper_ends_nothing_by_a_proof_that_is_none() {

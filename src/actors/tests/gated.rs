@@ -17,6 +17,8 @@ pub(super) struct Gated {
     held: Mutex<Held>,
     /// Closing it takes until this is let go of.
     pub(super) stalled: Mutex<()>,
+    /// So many views have expired before anything is read on them.
+    pub(super) expired: AtomicU32,
 }
 
 #[derive(Default)]
@@ -37,6 +39,7 @@ impl Gated {
             kv: store.open(Arc::clone(clock)).unwrap(),
             held: Mutex::default(),
             stalled: Mutex::default(),
+            expired: AtomicU32::default(),
         })
     }
 
@@ -88,6 +91,13 @@ impl Kv for Gated {
         self.kv.submit(proposal);
     }
     fn view(&self) -> std::result::Result<Box<dyn KvView>, StoreError> {
+        let fewer = |left: u32| left.checked_sub(1);
+        let expired = self
+            .expired
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer);
+        if expired.is_ok() {
+            return Err(StoreError::ViewExpired { held_ms: 5_000 });
+        }
         self.kv.view()
     }
     fn allocate(&self, counter: Counter) -> std::result::Result<u64, StoreError> {

@@ -19,11 +19,13 @@ use crate::store::clock::{Clock, SystemClock};
 use crate::store::memory_kv::MemoryKv;
 use crate::store::process_store::ProcessStore;
 
+mod closing;
 mod conditions;
 mod fencing;
 mod gated;
 mod liveness;
 mod sessions;
+mod sweeps;
 mod together;
 
 /// Longer than anything here takes.
