@@ -77,7 +77,7 @@ async fn l6_a_start_without_an_age_counts_from_the_open_whatever_its_stamp_says(
     let mut loaded = ground.loaded(ground.row("p"));
     loaded.registration.timeout = Some(Duration::from_secs(1));
     let owner = ground.shared.owner().unwrap().owner.clone();
-    loaded.state.first_started = Some(FirstStart { at_ms: 1, owner });
+    loaded.state.first_started = Some(Arc::new(FirstStart { at_ms: 1, owner }));
     ground.put.0.fetch_add(700, Ordering::SeqCst);
     let started_for_ms = ground
         .shared

@@ -74,7 +74,7 @@ fn p1_every_field_of_the_state_is_compared_with_the_log() {
             }),
             ("stored terminal ", ENDED, |s| {
                 s.with_state(&s.ended, |it| {
-                    it.status = std::sync::Arc::new(ProcessStatus::Running);
+                    it.status = Arc::new(ProcessStatus::Running);
                 })
             }),
             ("stored terminal ", Some("failed"), |s| {
@@ -84,7 +84,7 @@ fn p1_every_field_of_the_state_is_compared_with_the_log() {
                 let loaded = s.host.view().load(row).unwrap().unwrap();
                 let front = s.host.view().front(row).unwrap().unwrap();
                 let mut state = loaded.state;
-                state.status = std::sync::Arc::new(ProcessStatus::Terminal {
+                state.status = Arc::new(ProcessStatus::Terminal {
                     output: ProcessAwaitOutput::Failure {
                         class: FailureClass::Timeout,
                         code: "broken".into(),
