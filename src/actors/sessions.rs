@@ -146,7 +146,7 @@ impl Shared {
             }
             found = true;
             let (changes, scopes) = dropping(edge, &page.edges);
-            let receipt = match self.commit_edges(changes, scopes).await {
+            let receipt = match self.commit_edges(changes, scopes).await? {
                 Ok(receipt) => receipt,
                 Err(CommitError::Refused(Refusal::NothingToDo)) => continue,
                 Err(error) => return Err(commit_error("(session)", error)),
@@ -296,7 +296,6 @@ impl Shared {
         if self.is_shutting_down() {
             return Err(self.stopped());
         }
-        let _admission = self.admit(0).await?;
         let row = self.row_of(&self.view()?, process_id)?;
         let mut discarded = 0;
         let retargeted = self
@@ -331,7 +330,7 @@ impl Shared {
                 after,
             };
             let scopes = target.cloned().into_iter().collect();
-            match self.commit_edges(vec![change], scopes).await {
+            match self.commit_edges(vec![change], scopes).await? {
                 Ok(receipt) => {
                     *discarded += receipt.wakes_discarded;
                     return Ok(());
@@ -371,7 +370,7 @@ impl Shared {
                 wakes: wakes.map(|(position, _)| (row, *position)).collect(),
                 received_too: false,
             };
-            match self.commit_edges(vec![change], vec![scope.clone()]).await {
+            match self.commit_edges(vec![change], vec![scope.clone()]).await? {
                 Ok(receipt) => *discarded += receipt.wakes_discarded,
                 Err(CommitError::Refused(Refusal::NothingToDo)) => {}
                 Err(error) => return Err(commit_error(process_id, error)),
@@ -388,16 +387,21 @@ impl Shared {
         if self.is_shutting_down() {
             return Err(self.stopped());
         }
-        let _admission = self.admit(0).await?;
-        match self.commit_edges(vec![change], scopes).await {
+        match self.commit_edges(vec![change], scopes).await? {
             Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(()),
             Err(error) => Err(commit_error(named, error)),
         }
     }
 
     /// Commits changes of edges. These scopes, and those that the commit found to be concerned, hear
-    /// of it before the caller is answered (G5), and also where the caller has gone away.
-    async fn commit_edges(&self, changes: Vec<Change>, scopes: Vec<SessionScope>) -> CommitResult {
+    /// of it before the caller is answered (G5), and also where the caller has gone away. Each commit
+    /// has its own share of what may be in flight, for as long as it is.
+    async fn commit_edges(
+        &self,
+        changes: Vec<Change>,
+        scopes: Vec<SessionScope>,
+    ) -> Result<CommitResult> {
+        let admission = self.admit(0).await?;
         let (answer, answered) = oneshot::channel();
         let hub = Arc::clone(&self.hub);
         let taken = taken_away(&changes);
@@ -411,13 +415,14 @@ impl Shared {
                 for scope in scopes.iter().chain(left) {
                     hub.scope_changed(scope);
                 }
+                drop(admission);
                 // Nobody waits any more: the commit stands all the same.
                 let _ = answer.send(result);
             }),
         );
-        answered
+        Ok(answered
             .await
-            .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))
+            .unwrap_or(Err(CommitError::Unknown(StoreError::Closed))))
     }
 }
 

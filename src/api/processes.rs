@@ -216,7 +216,7 @@ impl Processes {
         process_ids: &[String],
     ) -> Result<()> {
         self.shared
-            .transfer(from_scope, to_scope, process_ids)
+            .transfer(std::slice::from_ref(from_scope), to_scope, process_ids)
             .await
     }
 

@@ -22,6 +22,7 @@ use crate::store::process_store::ProcessStore;
 mod conditions;
 mod fencing;
 mod gated;
+mod in_flight;
 mod liveness;
 mod sessions;
 mod together;
