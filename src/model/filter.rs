@@ -237,7 +237,8 @@ impl<'de> Visitor<'de> for FilterVisitor {
     }
 }
 
-/// Where a list goes on. Opaque: it stays valid while processes come and go.
+/// Where a list goes on. Opaque: it stays valid while processes come and go, and belongs to one list of
+/// one store, with one filter. Any other refuses it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PageCursor(pub(crate) String);
