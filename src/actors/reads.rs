@@ -168,15 +168,15 @@ impl Shared {
         .await
     }
 
-    /// One page of the log of an incarnation, from one state in which it is there: what is left of
-    /// a pruned log is being erased and not to be read.
+    /// One page of the log of an incarnation, of at most so many events and bytes of them, but of one
+    /// event at least; from one state in which it is there: what is left of a pruned log is being
+    /// erased and not to be read.
     pub(crate) fn log_page(
-        &self,
         view: &View,
         id: &str,
         row: Row,
         after_sequence: u64,
-        limit: usize,
+        (limit, bytes_max): (usize, usize),
     ) -> Result<Vec<ProcessEvent>> {
         if view.front(row)?.is_none() {
             return Err(gone(view, id, row)?);
@@ -186,8 +186,36 @@ impl Shared {
             row.incarnation,
             after_sequence.saturating_add(1),
             limit,
-            EVENTS_PAGE_BYTES_MAX,
+            bytes_max,
         )?)
+    }
+
+    /// One page of the log of a process after a sequence.
+    pub(crate) async fn events_page(
+        self: &Arc<Self>,
+        id: &str,
+        after_sequence: u64,
+        limit: usize,
+    ) -> Result<Vec<ProcessEvent>> {
+        let (shared, id) = (Arc::clone(self), id.to_owned());
+        blocking(move || {
+            let view = shared.view()?;
+            let row = shared.row_of(&view, &id)?;
+            let most = (limit, EVENTS_PAGE_BYTES_MAX);
+            Self::log_page(&view, &id, row, after_sequence, most)
+        })
+        .await
+    }
+
+    /// The scopes that hold a grant on a process.
+    pub(crate) async fn grants_of(self: &Arc<Self>, id: &str) -> Result<Vec<SessionScope>> {
+        let (shared, id) = (Arc::clone(self), id.to_owned());
+        blocking(move || {
+            let view = shared.view()?;
+            let row = shared.row_of(&view, &id)?;
+            Ok(view.scopes_granted(row)?)
+        })
+        .await
     }
 
     /// A whole log after a sequence, as far as it had come when it was asked for.
@@ -208,7 +236,8 @@ impl Shared {
             let mut events: Vec<ProcessEvent> = Vec::new();
             let mut after = after_sequence;
             while after < last {
-                let page = shared.log_page(&shared.view()?, &id, row, after, EVENTS_PAGE_MAX)?;
+                let most = (EVENTS_PAGE_MAX, EVENTS_PAGE_BYTES_MAX);
+                let page = Self::log_page(&shared.view()?, &id, row, after, most)?;
                 let Some(newest) = page.last().map(|event| event.sequence) else {
                     break;
                 };
@@ -220,7 +249,8 @@ impl Shared {
         .await
     }
 
-    /// Looks for the outcome of an incarnation.
+    /// Looks for the outcome of an incarnation: two keys, on the caller's thread, since every wait ends
+    /// here and a turn on another thread would cost it more than they do.
     pub(crate) fn outcome(&self, id: &str, row: Row) -> Result<Option<ProcessAwaitOutput>> {
         let view = self.view()?;
         let Some(front) = view.front(row)? else {

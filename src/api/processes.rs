@@ -290,9 +290,7 @@ impl Processes {
     /// # Errors
     /// `UnknownProcess`, `NoLongerRetained`.
     pub async fn grants_of(&self, process_id: &str) -> Result<Vec<SessionScope>> {
-        let view = self.shared.view()?;
-        let row = self.shared.row_of(&view, process_id)?;
-        Ok(view.scopes_granted(row)?)
+        self.shared.grants_of(process_id).await
     }
 
     /// Whether a scope holds a grant on a process.
@@ -309,7 +307,7 @@ impl Processes {
     /// have a next one.
     ///
     /// # Errors
-    /// `InvalidInput`, also for the cursor of another list.
+    /// `InvalidInput`, also for the cursor of another list, of another filter or of another store.
     pub async fn list_page(
         &self,
         filter: &ProcessListFilter,
@@ -337,12 +335,8 @@ impl Processes {
             )
             .for_process(process_id));
         }
-        let view = self.shared.view()?;
-        let row = self.shared.row_of(&view, process_id)?;
-        let page = self
-            .shared
-            .log_page(&view, process_id, row, after_sequence, limit)?;
-        Ok(page.iter().map(ProcessEvent::observed).collect())
+        let page = self.shared.events_page(process_id, after_sequence, limit);
+        Ok(page.await?.iter().map(ProcessEvent::observed).collect())
     }
 
     /// The log of a process after a sequence, and then live.

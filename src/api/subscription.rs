@@ -17,6 +17,9 @@ use crate::store::keys::Row;
 
 /// Events that are taken from the tail or the log at a time.
 const BATCH: usize = 64;
+/// Bytes of events, as they are stored, that are taken from the log at a time, but for a single larger
+/// one: so much a subscriber that does not read holds.
+const BATCH_BYTES_MAX: usize = 256 << 10;
 
 /// What a session reads a process by, for as long as it does.
 #[derive(Debug, Clone)]
@@ -288,7 +291,7 @@ impl Source {
         let (row, cursor) = (self.row, self.cursor);
         blocking(move || {
             let view = shared.view()?;
-            let page = shared.log_page(&view, &id, row, cursor, BATCH)?;
+            let page = Shared::log_page(&view, &id, row, cursor, (BATCH, BATCH_BYTES_MAX))?;
             let read_to = page.last().map(|event| event.sequence);
             let front = view.front(row)?;
             let ended = front.is_some_and(|front| {
