@@ -388,6 +388,22 @@ fn unexpected(id: &str) -> Error {
     }
 }
 
+/// How often a read begins anew because the view that it looked at was kept no longer.
+const VIEWS_MAX: u32 = 3;
+
+/// Makes a read that takes a view of its own, and makes it anew on a later one where the store has
+/// let go of its view meanwhile: bounded, and then it is the caller who is told.
+pub(crate) fn on_a_view<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..VIEWS_MAX {
+        match read() {
+            // What a view that was kept no longer comes to.
+            Err(Error::Timeout { .. }) => {}
+            done => return done,
+        }
+    }
+    read()
+}
+
 /// Runs a read that may take a while off the async threads.
 pub(crate) async fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> Result<T> + Send + 'static,
@@ -398,5 +414,39 @@ pub(crate) async fn blocking<T: Send + 'static>(
             what: format!("a read panicked: {error}"),
         }),
         Err(_) => Err(Error::ShuttingDown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::on_a_view;
+    use crate::model::{Error, Result};
+    use crate::store::error::StoreError;
+
+    #[test]
+    fn a_read_whose_view_expired_is_made_anew_a_few_times() {
+        let reads = Cell::new(0);
+        let read = |expire: u32| {
+            reads.set(0);
+            on_a_view(|| -> Result<u32> {
+                reads.set(reads.get() + 1);
+                if reads.get() <= expire {
+                    return Err(StoreError::ViewExpired { held_ms: 5 }.into());
+                }
+                Ok(reads.get())
+            })
+        };
+        assert_eq!(read(0).unwrap(), 1);
+        assert_eq!(read(2).unwrap(), 3);
+        assert!(matches!(read(9), Err(Error::Timeout { .. })));
+        assert_eq!(reads.get(), 3);
+        let closed = on_a_view(|| -> Result<()> {
+            reads.set(reads.get() + 1);
+            Err(StoreError::Closed.into())
+        });
+        assert!(matches!(closed, Err(Error::ShuttingDown)));
+        assert_eq!(reads.get(), 4);
     }
 }

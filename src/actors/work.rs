@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::hub::{Topic, Watcher};
-use super::reads::blocking;
+use super::reads::{blocking, on_a_view};
 use super::runtime::Shared;
 use crate::model::{
     ObservedProcess, ProcessHandleDescriptor, ProcessListFilter, ProcessWorkSnapshot, Result,
@@ -92,7 +92,7 @@ impl Shared {
         }
         let (shared, of) = (Arc::clone(self), whose.clone());
         let looked = blocking(move || {
-            let found = shared.look(&of, &mut watcher);
+            let found = on_a_view(|| shared.look(&of, &mut watcher));
             Ok((watcher, found))
         })
         .await;

@@ -195,8 +195,11 @@ impl Processes {
     /// Asks every running process to stop. One summary for each that was found running, none lost
     /// to an error elsewhere: where a request could not be recorded, the summary says `Running`.
     ///
+    /// A scope of execution has one such effect, the host's and its sessions' taken together: a journal in
+    /// which another one recorded it answers `ReplayMismatch`. Give each of them a scope of its own.
+    ///
     /// # Errors
-    /// Only where the running processes could not be listed.
+    /// `ReplayMismatch`; otherwise only where the running processes could not be listed.
     pub async fn cancel_all(
         &self,
         scoped_effect_controller: ScopedEffectController<'_>,

@@ -347,10 +347,11 @@ impl SessionProcessAdmin {
         cancelled.map_err(hide(process_id))
     }
 
-    /// Asks every granted running process to stop.
+    /// Asks every granted running process to stop. As an effect it shares its key with the host's, see
+    /// [`Processes::cancel_all`](super::Processes::cancel_all).
     ///
     /// # Errors
-    /// Only where they could not be listed.
+    /// `ReplayMismatch`; otherwise only where they could not be listed.
     pub async fn cancel_all(
         &self,
         scoped_effect_controller: ScopedEffectController<'_>,

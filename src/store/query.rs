@@ -41,7 +41,10 @@ impl From<StoreError> for QueryError {
 }
 
 impl View {
-    /// The narrowest index for a filter, within what `base` admits.
+    /// The index for a filter, within what `base` admits: the first that there is of what the list is
+    /// about, the parent, the originator, and running. Always in this order, which nearly always goes
+    /// from narrow to wide; whatever the counts are, since a cursor is a key of one index and each page
+    /// has to choose the same.
     fn index_for(
         base: Option<Index>,
         filter: &ProcessListFilter,

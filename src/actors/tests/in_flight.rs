@@ -63,6 +63,44 @@ async fn what_is_in_flight_holds_its_place_where_its_caller_has_gone_away() {
     shut(&runtime).await;
 }
 
+/// What was received leaves its key behind, and is nothing to be discarded.
+#[tokio::test]
+async fn a_new_target_of_wakes_costs_one_commit_where_all_were_received() {
+    let (runtime, gated) = narrow().await;
+    let shared = Arc::clone(&runtime.shared);
+    let wake = WakeSemantics::new(Selector::pointer("/text"));
+    let ask = ProcessEventType::new("ask").with_wake(wake.with_dedupe_key(Selector::pointer("/n")));
+    let asks = request("p", RecoveryDisposition::ExternallyOwned)
+        .with_event_type(ask)
+        .with_wake_target(Some(scope("s")));
+    shared.start(asks, StartAs::default()).await.unwrap();
+    // More than a page of them.
+    for n in 0..600 {
+        let asked = json!({ "text": "?", "n": n.to_string() });
+        let asked = prepare_event("p", ProcessEventAppendRequest::new("ask", asked)).unwrap();
+        shared.append("p", asked, None).await.unwrap();
+    }
+    let pending = shared.wakes(&scope("s"), 0).await.unwrap();
+    assert_eq!(pending.len(), 600);
+    for wake in &pending[..599] {
+        let acked = shared.ack_wake(&scope("s"), wake.wake_id).await;
+        acked.unwrap();
+    }
+    gated.shut();
+    let to = scope("t");
+    let retargeting = shared.retarget_wakes("p", Some(&to));
+    tokio::pin!(retargeting);
+    tokio::select! {
+        biased;
+        _ = &mut retargeting => panic!("answered before it was committed"),
+        () = until(|| gated.count() == 1) => gated.pass(1),
+    }
+    // Where it wants a second commit, that one waits at the gate.
+    assert_eq!(within(retargeting).await.unwrap(), 1);
+    gated.open_gate();
+    shut(&runtime).await;
+}
+
 #[test]
 fn g5_a_revocation_does_not_wait_behind_a_transfer_that_has_no_thread_to_look_on() {
     let threads = tokio::runtime::Builder::new_multi_thread()
