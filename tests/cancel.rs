@@ -243,3 +243,22 @@ async fn cancel_all_has_one_summary_for_each_running_process() {
         close_clean(&supervisor).await;
     }
 }
+
+#[tokio::test]
+async fn a_session_cancels_however_long_its_id_is() {
+    let supervisor = Place::memory().builder().open().await.unwrap();
+    let scope = SessionScope::new("/".repeat(256)).with_frame("%".repeat(256));
+    let session = supervisor.session(scope.clone()).processes();
+    for id in ["one", "other"] {
+        let originator = ProcessOriginator::session(scope.clone());
+        let request = ProcessStartRequest::external(id, originator, 1);
+        session.start(request, inline()).await.unwrap();
+    }
+    session.cancel("one", inline()).await.unwrap();
+    assert_eq!(session.cancel_all(inline()).await.unwrap().len(), 2);
+    for id in ["one", "other"] {
+        let shown = supervisor.processes().get(id).await.unwrap().unwrap();
+        assert_eq!(shown.cancel_request.unwrap().requested_by, Some(scope.id()));
+    }
+    close_clean(&supervisor).await;
+}

@@ -246,3 +246,36 @@ async fn a_hosts_own_controller_decides() {
     assert_eq!(processes.get("q").await.unwrap(), None);
     close_clean(&supervisor).await;
 }
+
+#[tokio::test]
+async fn g1_a_journal_shows_a_session_nothing_of_what_it_does_not_hold() {
+    for place in Place::both() {
+        let supervisor = place.builder().open().await.unwrap();
+        let processes = supervisor.processes();
+        let journal = supervisor.journaled_effects();
+        let in_turn = || ScopedEffectController::new(&journal, turn(1));
+        let scope = SessionScope::new("s");
+        let session = supervisor.session(scope.clone()).processes();
+        let asked = |n| {
+            let originator = ProcessOriginator::session(scope.clone());
+            ProcessStartRequest::external("p", originator, n)
+        };
+        let secret = ProcessStartRequest::external("p", ProcessOriginator::host(), "secret");
+        processes.start(secret, in_turn()).await.unwrap();
+
+        let bare = session.start(asked(1), inline()).await.unwrap_err();
+        let journaled = session.start(asked(1), in_turn()).await.unwrap_err();
+        assert!(
+            matches!(&journaled, Error::Conflict { .. }),
+            "{journaled:?}"
+        );
+        assert_eq!(journaled.to_string(), bare.to_string());
+
+        // What it holds it may be told of.
+        let descriptor = ProcessHandleDescriptor::default();
+        processes.grant(&scope, "p", descriptor).await.unwrap();
+        let held = session.start(asked(1), in_turn()).await.unwrap_err();
+        assert!(matches!(held, Error::ReplayMismatch { .. }), "{held:?}");
+        close_clean(&supervisor).await;
+    }
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::errors::commit_error;
-use super::reads::blocking;
+use super::reads::{blocking, on_a_view};
 use super::runtime::Shared;
 use crate::model::limits::{CHANGES_PAGE_BYTES_MAX, LIST_PAGE_MAX};
 use crate::model::{ChangeCursor, ChangePage, Error, ProcessChange, ProcessRecord, Result};
@@ -133,40 +133,41 @@ impl Shared {
             ));
         }
         let (shared, cursor) = (Arc::clone(self), cursor.clone());
-        blocking(move || {
-            let view = shared.view()?;
-            let after = shared.position_of(&view, &cursor)?;
-            let floor = Self::floor_of(&view, &cursor)?;
-            let mut changes = Vec::new();
-            let mut next = cursor;
-            let mut bytes = 0;
-            for (position, entry) in view.feed(after, limit)? {
-                if bytes >= CHANGES_PAGE_BYTES_MAX {
-                    break;
-                }
-                next = shared.cursor_at(&view, position, floor)?;
-                changes.push(match entry {
-                    FeedEntry::Changed { row, .. } => {
-                        let Some((loaded, size)) = view.load_sized(row)? else {
-                            return Err(Error::Corrupted {
-                                what: format!("feed position {position} names no process"),
-                            });
-                        };
-                        bytes += size;
-                        let record = ProcessRecord::assemble(&loaded.registration, &loaded.state);
-                        ProcessChange::Changed {
-                            record: Box::new(record),
-                        }
-                    }
-                    FeedEntry::Pruned { id, incarnation } => ProcessChange::Deleted {
-                        process_id: id,
-                        incarnation,
-                    },
-                });
+        blocking(move || on_a_view(|| shared.changes_page(&cursor, limit))).await
+    }
+
+    fn changes_page(&self, cursor: &ChangeCursor, limit: usize) -> Result<ChangePage> {
+        let view = self.view()?;
+        let after = self.position_of(&view, cursor)?;
+        let floor = Self::floor_of(&view, cursor)?;
+        let mut changes = Vec::new();
+        let mut next = cursor.clone();
+        let mut bytes = 0;
+        for (position, entry) in view.feed(after, limit)? {
+            if bytes >= CHANGES_PAGE_BYTES_MAX {
+                break;
             }
-            Ok(ChangePage { changes, next })
-        })
-        .await
+            next = self.cursor_at(&view, position, floor)?;
+            changes.push(match entry {
+                FeedEntry::Changed { row, .. } => {
+                    let Some((loaded, size)) = view.load_sized(row)? else {
+                        return Err(Error::Corrupted {
+                            what: format!("feed position {position} names no process"),
+                        });
+                    };
+                    bytes += size;
+                    let record = ProcessRecord::assemble(&loaded.registration, &loaded.state);
+                    ProcessChange::Changed {
+                        record: Box::new(record),
+                    }
+                }
+                FeedEntry::Pruned { id, incarnation } => ProcessChange::Deleted {
+                    process_id: id,
+                    incarnation,
+                },
+            });
+        }
+        Ok(ChangePage { changes, next })
     }
 
     /// Waits until something may have changed since the last look.

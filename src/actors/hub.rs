@@ -141,28 +141,25 @@ impl Hub {
     /// Tells the listeners of a log to look at the store themselves.
     pub(crate) fn nudge(&self, incarnation: Incarnation) {
         self.changed(incarnation);
-        if let Some(channel) = self.logs.get(&incarnation) {
-            channel
-                .progress
-                .send_modify(|progress| progress.nudges += 1);
+        let found = self.logs.get(&incarnation).map(|found| Arc::clone(&found));
+        if let Some(channel) = found {
+            channel.nudge();
         }
     }
 
     /// Tells every listener to look at the store, or to find that it is closed.
     pub(crate) fn nudge_all(&self) {
-        for channel in &self.logs {
-            channel
-                .progress
-                .send_modify(|progress| progress.nudges += 1);
+        for channel in all_of(&self.logs) {
+            channel.nudge();
         }
-        for scope in &self.scopes {
+        for scope in all_of(&self.scopes) {
             scope.send_modify(|version| *version += 1);
         }
-        for grant in &self.grants {
+        for grant in all_of(&self.grants) {
             grant.send_modify(|news| news.nudges += 1);
         }
-        for bells in &self.bells {
-            bells.iter().for_each(|bell| bell.ring());
+        for bell in all_of(&self.bells).iter().flatten() {
+            bell.ring();
         }
         self.changes.send_modify(|version| *version += 1);
     }
@@ -183,14 +180,14 @@ impl Hub {
     }
 
     fn ring(&self, topic: &Topic) {
-        if let Some(bells) = self.bells.get(topic) {
-            bells.iter().for_each(|bell| bell.ring());
-        }
+        let bells = self.bells.get(topic).map(|bells| bells.clone());
+        bells.iter().flatten().for_each(|bell| bell.ring());
     }
 
     /// Tells the listeners of a scope that its grants or wakes changed.
     pub(crate) fn scope_changed(&self, scope: &SessionScope) {
-        if let Some(channel) = self.scopes.get(scope) {
+        let found = self.scopes.get(scope).map(|found| found.clone());
+        if let Some(channel) = found {
             channel.send_modify(|version| *version += 1);
         }
         if self.is_watched() {
@@ -201,7 +198,8 @@ impl Hub {
 
     /// Tells whoever reads by a grant that it was taken away, even if it was given again since.
     pub(crate) fn revoked(&self, grant: &GrantOf) {
-        if let Some(channel) = self.grants.get(grant) {
+        let found = self.grants.get(grant).map(|found| found.clone());
+        if let Some(channel) = found {
             channel.send_modify(|news| news.taken += 1);
         }
     }
@@ -291,7 +289,17 @@ impl Hub {
     }
 }
 
+/// All that a map holds now. A part of it is locked only while it is looked through: whoever is woken
+/// may come back to it at once.
+fn all_of<K: Eq + std::hash::Hash, V: Clone>(map: &DashMap<K, V>) -> Vec<V> {
+    map.iter().map(|entry| entry.value().clone()).collect()
+}
+
 impl LogChannel {
+    fn nudge(&self) {
+        self.progress.send_modify(|progress| progress.nudges += 1);
+    }
+
     fn tail(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -299,6 +307,8 @@ impl LogChannel {
 
 impl Tail {
     fn push(&mut self, event: &Arc<ProcessEvent>, bytes: usize) {
+        // Of the newest here, which this becomes: also behind a terminal one that was published first.
+        self.ended = false;
         let follows = self
             .events
             .back()

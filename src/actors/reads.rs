@@ -168,15 +168,15 @@ impl Shared {
         .await
     }
 
-    /// One page of the log of an incarnation, from one state in which it is there: what is left of
-    /// a pruned log is being erased and not to be read.
+    /// One page of the log of an incarnation, of at most so many events and bytes of them, but of one
+    /// event at least; from one state in which it is there: what is left of a pruned log is being
+    /// erased and not to be read.
     pub(crate) fn log_page(
-        &self,
         view: &View,
         id: &str,
         row: Row,
         after_sequence: u64,
-        limit: usize,
+        (limit, bytes_max): (usize, usize),
     ) -> Result<Vec<ProcessEvent>> {
         if view.front(row)?.is_none() {
             return Err(gone(view, id, row)?);
@@ -186,8 +186,36 @@ impl Shared {
             row.incarnation,
             after_sequence.saturating_add(1),
             limit,
-            EVENTS_PAGE_BYTES_MAX,
+            bytes_max,
         )?)
+    }
+
+    /// One page of the log of a process after a sequence.
+    pub(crate) async fn events_page(
+        self: &Arc<Self>,
+        id: &str,
+        after_sequence: u64,
+        limit: usize,
+    ) -> Result<Vec<ProcessEvent>> {
+        let (shared, id) = (Arc::clone(self), id.to_owned());
+        blocking(move || {
+            let view = shared.view()?;
+            let row = shared.row_of(&view, &id)?;
+            let most = (limit, EVENTS_PAGE_BYTES_MAX);
+            Self::log_page(&view, &id, row, after_sequence, most)
+        })
+        .await
+    }
+
+    /// The scopes that hold a grant on a process.
+    pub(crate) async fn grants_of(self: &Arc<Self>, id: &str) -> Result<Vec<SessionScope>> {
+        let (shared, id) = (Arc::clone(self), id.to_owned());
+        blocking(move || {
+            let view = shared.view()?;
+            let row = shared.row_of(&view, &id)?;
+            Ok(view.scopes_granted(row)?)
+        })
+        .await
     }
 
     /// A whole log after a sequence, as far as it had come when it was asked for.
@@ -208,7 +236,8 @@ impl Shared {
             let mut events: Vec<ProcessEvent> = Vec::new();
             let mut after = after_sequence;
             while after < last {
-                let page = shared.log_page(&shared.view()?, &id, row, after, EVENTS_PAGE_MAX)?;
+                let most = (EVENTS_PAGE_MAX, EVENTS_PAGE_BYTES_MAX);
+                let page = Self::log_page(&shared.view()?, &id, row, after, most)?;
                 let Some(newest) = page.last().map(|event| event.sequence) else {
                     break;
                 };
@@ -220,7 +249,8 @@ impl Shared {
         .await
     }
 
-    /// Looks for the outcome of an incarnation.
+    /// Looks for the outcome of an incarnation: two keys, on the caller's thread, since every wait ends
+    /// here and a turn on another thread would cost it more than they do.
     pub(crate) fn outcome(&self, id: &str, row: Row) -> Result<Option<ProcessAwaitOutput>> {
         let view = self.view()?;
         let Some(front) = view.front(row)? else {
@@ -358,6 +388,22 @@ fn unexpected(id: &str) -> Error {
     }
 }
 
+/// How often a read begins anew because the view that it looked at was kept no longer.
+const VIEWS_MAX: u32 = 3;
+
+/// Makes a read that takes a view of its own, and makes it anew on a later one where the store has
+/// let go of its view meanwhile: bounded, and then it is the caller who is told.
+pub(crate) fn on_a_view<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..VIEWS_MAX {
+        match read() {
+            // What a view that was kept no longer comes to.
+            Err(Error::Timeout { .. }) => {}
+            done => return done,
+        }
+    }
+    read()
+}
+
 /// Runs a read that may take a while off the async threads.
 pub(crate) async fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> Result<T> + Send + 'static,
@@ -368,5 +414,39 @@ pub(crate) async fn blocking<T: Send + 'static>(
             what: format!("a read panicked: {error}"),
         }),
         Err(_) => Err(Error::ShuttingDown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::on_a_view;
+    use crate::model::{Error, Result};
+    use crate::store::error::StoreError;
+
+    #[test]
+    fn a_read_whose_view_expired_is_made_anew_a_few_times() {
+        let reads = Cell::new(0);
+        let read = |expire: u32| {
+            reads.set(0);
+            on_a_view(|| -> Result<u32> {
+                reads.set(reads.get() + 1);
+                if reads.get() <= expire {
+                    return Err(StoreError::ViewExpired { held_ms: 5 }.into());
+                }
+                Ok(reads.get())
+            })
+        };
+        assert_eq!(read(0).unwrap(), 1);
+        assert_eq!(read(2).unwrap(), 3);
+        assert!(matches!(read(9), Err(Error::Timeout { .. })));
+        assert_eq!(reads.get(), 3);
+        let closed = on_a_view(|| -> Result<()> {
+            reads.set(reads.get() + 1);
+            Err(StoreError::Closed.into())
+        });
+        assert!(matches!(closed, Err(Error::ShuttingDown)));
+        assert_eq!(reads.get(), 4);
     }
 }

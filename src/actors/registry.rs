@@ -2,8 +2,13 @@
 //!
 //! It looks at what is committed, makes one set of it with the conditions that must hold when it
 //! commits, and sends it without waiting. A grant and a revocation look at two keys; a transfer may have
-//! to look at thousands, and does so off the async threads. Scopes hear of a change before the caller is answered,
-//! so that after a revocation has returned nothing more reaches the scope (G5).
+//! to look at thousands, and its caller does that, off the async threads: here it is only sent, and what
+//! was seen is a condition of its commit. So nothing waits behind a transfer that is still looking.
+//! Scopes hear of a change before the caller is answered, so that after a revocation has returned nothing
+//! more reaches the scope (G5).
+//!
+//! The deletion of a session does not come by here: it reads pages from the disk between commits that are
+//! safe in any order, since a revocation of a grant that is gone does nothing.
 
 use std::sync::Arc;
 
@@ -13,7 +18,7 @@ use tokio::sync::oneshot;
 use super::errors::{commit_error, not_granted};
 use super::hub::GrantOf;
 use super::reads::blocking;
-use super::runtime::Shared;
+use super::runtime::{Admission, Shared};
 use crate::model::limits::TRANSFER_IDS_MAX;
 use crate::model::{Error, ProcessHandleDescriptor, Result, SessionScope};
 use crate::store::write_set::{
@@ -29,23 +34,35 @@ pub(crate) enum RegistryMsg {
         scope: SessionScope,
         process_id: String,
         descriptor: ProcessHandleDescriptor,
-        done: oneshot::Sender<Result<()>>,
+        reply: Reply,
     },
     /// Take one away.
     Revoke {
         scope: SessionScope,
         process_id: String,
-        done: oneshot::Sender<Result<()>>,
+        reply: Reply,
     },
-    /// Move grants from one scope to another, all or none.
+    /// Move grants from one scope to another, all or none, as its caller has planned it.
     Transfer {
-        from: Vec<SessionScope>,
-        to: SessionScope,
-        process_ids: Vec<String>,
-        /// How often it was refused although the look before had found it possible.
-        tries: u32,
-        done: oneshot::Sender<Result<()>>,
+        set: WriteSet,
+        scopes: Vec<SessionScope>,
+        reply: Reply,
     },
+}
+
+/// Where an answer goes, and the share of what may be in flight that is held until it is given: also
+/// where the caller has gone away, what it asked for is still under way.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    done: oneshot::Sender<Sent>,
+    _admission: Admission,
+}
+
+impl Reply {
+    fn answer(self, result: Sent) {
+        // Nobody waits any more: what was committed stands all the same.
+        let _ = self.done.send(result);
+    }
 }
 
 /// How often a transfer looks again because somebody else moved a grant meanwhile.
@@ -68,7 +85,7 @@ impl Actor for Registry {
 
     async fn handle(
         &self,
-        myself: ActorRef<RegistryMsg>,
+        _myself: ActorRef<RegistryMsg>,
         message: RegistryMsg,
         shared: &mut Arc<Shared>,
     ) -> Result<(), ActorProcessingErr> {
@@ -77,56 +94,21 @@ impl Actor for Registry {
                 scope,
                 process_id,
                 descriptor,
-                done,
+                reply,
             } => {
                 let plan = plan_grant(shared, &scope, &process_id, descriptor);
-                let answer = move |result| drop(done.send(answered(&process_id, result)));
-                send(shared, plan, vec![scope], answer);
+                send(shared, plan, vec![scope], reply);
             }
             RegistryMsg::Revoke {
                 scope,
                 process_id,
-                done,
+                reply,
             } => {
                 let plan = plan_revoke(shared, &scope, &process_id);
-                let answer = move |result| drop(done.send(answered(&process_id, result)));
-                send(shared, plan, vec![scope], answer);
+                send(shared, plan, vec![scope], reply);
             }
-            RegistryMsg::Transfer {
-                from,
-                to,
-                process_ids,
-                tries,
-                done,
-            } => {
-                let plan = planned_transfer(shared, &from, &to, &process_ids).await;
-                let scopes = from.iter().chain([&to]).cloned().collect();
-                send(shared, plan, scopes, move |result| {
-                    if tries < TRIES_MAX && is_not_granted(&result) {
-                        // Somebody took a grant away between the look and the commit: the next
-                        // look says whose.
-                        let again = RegistryMsg::Transfer {
-                            from,
-                            to,
-                            process_ids,
-                            tries: tries + 1,
-                            done,
-                        };
-                        // Where the registry is gone, its caller hears that from the channel.
-                        let _ = myself.cast(again);
-                        return;
-                    }
-                    if is_not_granted(&result) {
-                        // Each look found it possible: it would be wrong to say that it is not.
-                        let _ = done.send(Err(Error::Overloaded {
-                            what: format!("concurrent changes of grants of {}", named(&from)),
-                            limit: u64::from(TRIES_MAX),
-                        }));
-                        return;
-                    }
-                    let named = process_ids.first().map_or("(none)", String::as_str);
-                    let _ = done.send(answered(named, result));
-                });
+            RegistryMsg::Transfer { set, scopes, reply } => {
+                send(shared, Ok(Some(set)), scopes, reply);
             }
         }
         Ok(())
@@ -209,34 +191,16 @@ fn plan_transfer(
     Ok(set)
 }
 
-/// The same off the async threads: what it reads of up to 1,000 ids may come from the disk. The registry
-/// waits for it, so that what it is asked for stays in order.
-async fn planned_transfer(
-    shared: &Arc<Shared>,
-    from: &[SessionScope],
-    to: &SessionScope,
-    process_ids: &[String],
-) -> Plan {
-    let shared = Arc::clone(shared);
-    let (from, to, ids) = (from.to_vec(), to.clone(), process_ids.to_vec());
-    blocking(move || plan_transfer(&shared, &from, &to, &ids)).await
-}
-
 /// What became of a plan.
 type Sent = std::result::Result<CommitResult, Error>;
 
 /// Sends a plan. Scopes hear of it before it is answered, so that what their subscribers are given
 /// after the answer knows of it.
-fn send(
-    shared: &Arc<Shared>,
-    plan: Plan,
-    scopes: Vec<SessionScope>,
-    answer: impl FnOnce(Sent) + Send + 'static,
-) {
+fn send(shared: &Arc<Shared>, plan: Plan, scopes: Vec<SessionScope>, reply: Reply) {
     let set = match plan {
         Ok(Some(set)) => set,
-        Ok(None) => return answer(Ok(Ok(Receipt::default()))),
-        Err(error) => return answer(Err(error)),
+        Ok(None) => return reply.answer(Ok(Ok(Receipt::default()))),
+        Err(error) => return reply.answer(Err(error)),
     };
     let hub = Arc::clone(&shared.hub);
     let taken = taken_away(&set.changes);
@@ -249,7 +213,7 @@ fn send(
             for scope in &scopes {
                 hub.scope_changed(scope);
             }
-            answer(Ok(result));
+            reply.answer(Ok(result));
         }),
     );
 }
@@ -283,22 +247,31 @@ fn answered(process_id: &str, sent: Sent) -> Result<()> {
     }
 }
 
+/// What the ids of a transfer weigh while it is in flight, beside what every command does.
+fn bytes_of(process_ids: &[String]) -> usize {
+    process_ids.iter().map(String::len).sum()
+}
+
 impl Shared {
     /// Asks the registry and waits for its answer.
     async fn ask_registry(
         &self,
-        message: impl FnOnce(oneshot::Sender<Result<()>>) -> RegistryMsg,
-    ) -> Result<()> {
+        bytes: usize,
+        message: impl FnOnce(Reply) -> RegistryMsg,
+    ) -> Result<Sent> {
         if self.is_shutting_down() {
             return Err(self.stopped());
         }
-        let _admission = self.admit(0).await?;
         let (done, answer) = oneshot::channel();
+        let reply = Reply {
+            done,
+            _admission: self.admit(bytes).await?,
+        };
         self.actors()?
             .registry
-            .cast(message(done))
+            .cast(message(reply))
             .map_err(|_| self.stopped())?;
-        answer.await.unwrap_or_else(|_| Err(self.stopped()))
+        answer.await.map_err(|_| self.stopped())
     }
 
     pub(crate) async fn grant(
@@ -307,48 +280,59 @@ impl Shared {
         process_id: &str,
         descriptor: ProcessHandleDescriptor,
     ) -> Result<()> {
-        self.ask_registry(|done| RegistryMsg::Grant {
+        let sent = self.ask_registry(0, |reply| RegistryMsg::Grant {
             scope: scope.clone(),
             process_id: process_id.to_owned(),
             descriptor,
-            done,
-        })
-        .await
+            reply,
+        });
+        answered(process_id, sent.await?)
     }
 
     pub(crate) async fn revoke(&self, scope: &SessionScope, process_id: &str) -> Result<()> {
-        self.ask_registry(|done| RegistryMsg::Revoke {
+        let sent = self.ask_registry(0, |reply| RegistryMsg::Revoke {
             scope: scope.clone(),
             process_id: process_id.to_owned(),
-            done,
-        })
-        .await
+            reply,
+        });
+        answered(process_id, sent.await?)
     }
 
+    /// Moves grants from whichever of these scopes of one session holds each of them.
     pub(crate) async fn transfer(
-        &self,
-        from: &SessionScope,
-        to: &SessionScope,
-        process_ids: &[String],
-    ) -> Result<()> {
-        self.transfer_any(std::slice::from_ref(from), to, process_ids)
-            .await
-    }
-
-    /// The same from whichever of these scopes holds each of them.
-    pub(crate) async fn transfer_any(
-        &self,
+        self: &Arc<Self>,
         from: &[SessionScope],
         to: &SessionScope,
         process_ids: &[String],
     ) -> Result<()> {
-        self.ask_registry(|done| RegistryMsg::Transfer {
-            from: from.to_vec(),
-            to: to.clone(),
-            process_ids: process_ids.to_vec(),
-            tries: 0,
-            done,
+        let first = process_ids.first().map_or("(none)", String::as_str);
+        let scopes: Vec<SessionScope> = from.iter().chain([to]).cloned().collect();
+        for _ in 0..TRIES_MAX {
+            if self.is_shutting_down() {
+                return Err(self.stopped());
+            }
+            let shared = Arc::clone(self);
+            let (of, to, ids) = (from.to_vec(), to.clone(), process_ids.to_vec());
+            let plan = blocking(move || plan_transfer(&shared, &of, &to, &ids)).await?;
+            let Some(set) = plan else {
+                return Ok(());
+            };
+            let scopes = scopes.clone();
+            let sent = self.ask_registry(bytes_of(process_ids), |reply| RegistryMsg::Transfer {
+                set,
+                scopes,
+                reply,
+            });
+            let sent = sent.await?;
+            // Somebody took a grant away between the look and the commit: the next look says whose.
+            if !is_not_granted(&sent) {
+                return answered(first, sent);
+            }
+        }
+        // Each look found it possible: it would be wrong to say that it is not.
+        Err(Error::Overloaded {
+            what: format!("concurrent changes of grants of {}", named(from)),
+            limit: u64::from(TRIES_MAX),
         })
-        .await
     }
 }

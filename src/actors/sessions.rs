@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::errors::commit_error;
-use super::reads::blocking;
+use super::reads::{blocking, on_a_view};
 use super::registry::taken_away;
 use super::runtime::Shared;
 use crate::model::limits::LIST_PAGE_MAX;
@@ -25,8 +25,6 @@ const CHANGES_MAX: usize = 500;
 const ROUNDS_MAX: u32 = 64;
 /// How often a new target of wakes is set anew because somebody else set one, or many came.
 const RETARGETS_MAX: u32 = 16;
-/// How often a deletion looks anew at whom it left with no grant because its view expired.
-const CLASSIFY_TRIES_MAX: u32 = 3;
 /// Processes that the log names of a deletion that did not get to its end.
 const LOGGED_MAX: usize = 1_000;
 
@@ -34,8 +32,10 @@ const LOGGED_MAX: usize = 1_000;
 /// has gone away: a later one reports only what it does itself.
 struct Deletion {
     report: SessionDeleteReport,
-    /// What was granted: whom it leaves with no grant is seen at the end.
+    /// What was granted: whom it leaves with no grant is seen at the end. Noted before it is taken.
     granted: BTreeMap<Row, String>,
+    /// Grants and wakes of a commit on its way, whose fate is not known.
+    under_way: usize,
     is_done: bool,
 }
 
@@ -47,6 +47,7 @@ impl Deletion {
                 ..SessionDeleteReport::default()
             },
             granted: BTreeMap::new(),
+            under_way: 0,
             is_done: false,
         }
     }
@@ -55,7 +56,7 @@ impl Deletion {
 impl Drop for Deletion {
     fn drop(&mut self) {
         let (session, revoked) = (&self.report.session_id, self.report.revoked.len());
-        let wakes_discarded = self.report.wakes_discarded;
+        let (wakes_discarded, under_way) = (self.report.wakes_discarded, self.under_way);
         if self.is_done {
             let orphaned = self.report.orphaned.len();
             tracing::info!(
@@ -65,12 +66,13 @@ impl Drop for Deletion {
                 orphaned,
                 "session deleted"
             );
-        } else if revoked > 0 || wakes_discarded > 0 {
+        } else if revoked > 0 || wakes_discarded > 0 || under_way > 0 {
             let processes: Vec<_> = self.granted.values().take(LOGGED_MAX).collect();
             tracing::warn!(
                 session,
                 revoked,
                 wakes_discarded,
+                under_way,
                 ?processes,
                 "session deleted in part"
             );
@@ -136,7 +138,8 @@ impl Shared {
                 deletion.report.session_id.clone(),
                 after.clone(),
             );
-            let page = blocking(move || shared.edges_page(&id, edge, from.as_deref())).await?;
+            let look = move || shared.edges_page(&id, edge, from.as_deref());
+            let page = blocking(move || on_a_view(look)).await?;
             if page.last.is_none() {
                 return Ok(found);
             }
@@ -146,16 +149,21 @@ impl Shared {
             }
             found = true;
             let (changes, scopes) = dropping(edge, &page.edges);
-            let receipt = match self.commit_edges(changes, scopes).await {
+            deletion.under_way = page.edges.len();
+            let ids = page.edges.into_iter();
+            deletion
+                .granted
+                .extend(ids.filter_map(|(grant, id)| Some((grant.row, id?))));
+            let sent = self.commit_edges(changes, scopes).await?;
+            if !matches!(sent, Err(CommitError::Unknown(_))) {
+                deletion.under_way = 0;
+            }
+            let receipt = match sent {
                 Ok(receipt) => receipt,
                 Err(CommitError::Refused(Refusal::NothingToDo)) => continue,
                 Err(error) => return Err(commit_error("(session)", error)),
             };
             deletion.report.wakes_discarded += receipt.wakes_discarded;
-            let ids = page.edges.into_iter();
-            deletion
-                .granted
-                .extend(ids.filter_map(|(grant, id)| Some((grant.row, id?))));
             // Those that were still there: what somebody else took meanwhile is theirs to tell of.
             for (row, scope) in receipt.revoked {
                 if let Some(process_id) = deletion.granted.get(&row).cloned() {
@@ -207,20 +215,11 @@ impl Shared {
         let taken: BTreeSet<&str> = revoked.iter().map(|it| it.process_id.as_str()).collect();
         let mut rows = deletion.granted.clone();
         rows.retain(|_, id| taken.contains(id.as_str()));
-        let rows = Arc::new(rows);
-        for tries in 1.. {
-            let (shared, rows) = (Arc::clone(self), Arc::clone(&rows));
-            let classified = blocking(move || match orphans(&shared.view()?, &rows) {
-                Ok(classified) => Ok(Some(classified)),
-                Err(StoreError::ViewExpired { .. }) if tries < CLASSIFY_TRIES_MAX => Ok(None),
-                Err(error) => Err(error.into()),
-            });
-            if let Some((orphaned, preserved)) = classified.await? {
-                deletion.report.orphaned = orphaned;
-                deletion.report.preserved = preserved;
-                break;
-            }
-        }
+        let shared = Arc::clone(self);
+        let look = move || Ok(orphans(&shared.view()?, &rows)?);
+        let (orphaned, preserved) = blocking(move || on_a_view(look)).await?;
+        deletion.report.orphaned = orphaned;
+        deletion.report.preserved = preserved;
         Ok(())
     }
 
@@ -296,7 +295,6 @@ impl Shared {
         if self.is_shutting_down() {
             return Err(self.stopped());
         }
-        let _admission = self.admit(0).await?;
         let row = self.row_of(&self.view()?, process_id)?;
         let mut discarded = 0;
         let retargeted = self
@@ -331,7 +329,7 @@ impl Shared {
                 after,
             };
             let scopes = target.cloned().into_iter().collect();
-            match self.commit_edges(vec![change], scopes).await {
+            match self.commit_edges(vec![change], scopes).await? {
                 Ok(receipt) => {
                     *discarded += receipt.wakes_discarded;
                     return Ok(());
@@ -359,19 +357,21 @@ impl Shared {
     ) -> Result<u64> {
         let mut after = 0;
         loop {
-            let shared = Arc::clone(self);
-            let page =
-                blocking(move || Ok(shared.view()?.wakes_made(row, after, CHANGES_MAX)?)).await?;
-            let Some((last, _)) = page.last().filter(|_| page.len() == CHANGES_MAX) else {
+            let (shared, of) = (Arc::clone(self), scope.clone());
+            let look = move || Ok(shared.view()?.pending_made(row, &of, after, CHANGES_MAX)?);
+            let (pending, last) = blocking(move || on_a_view(look)).await?;
+            let Some(last) = last else {
                 return Ok(after);
             };
-            after = *last;
-            let wakes = page.iter().filter(|(_, of)| of == scope);
+            after = last;
+            if pending.is_empty() {
+                continue;
+            }
             let change = Change::DiscardWakes {
-                wakes: wakes.map(|(position, _)| (row, *position)).collect(),
+                wakes: pending.into_iter().map(|at| (row, at)).collect(),
                 received_too: false,
             };
-            match self.commit_edges(vec![change], vec![scope.clone()]).await {
+            match self.commit_edges(vec![change], vec![scope.clone()]).await? {
                 Ok(receipt) => *discarded += receipt.wakes_discarded,
                 Err(CommitError::Refused(Refusal::NothingToDo)) => {}
                 Err(error) => return Err(commit_error(process_id, error)),
@@ -388,16 +388,21 @@ impl Shared {
         if self.is_shutting_down() {
             return Err(self.stopped());
         }
-        let _admission = self.admit(0).await?;
-        match self.commit_edges(vec![change], scopes).await {
+        match self.commit_edges(vec![change], scopes).await? {
             Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(()),
             Err(error) => Err(commit_error(named, error)),
         }
     }
 
     /// Commits changes of edges. These scopes, and those that the commit found to be concerned, hear
-    /// of it before the caller is answered (G5), and also where the caller has gone away.
-    async fn commit_edges(&self, changes: Vec<Change>, scopes: Vec<SessionScope>) -> CommitResult {
+    /// of it before the caller is answered (G5), and also where the caller has gone away. Each commit
+    /// has its own share of what may be in flight, for as long as it is.
+    async fn commit_edges(
+        &self,
+        changes: Vec<Change>,
+        scopes: Vec<SessionScope>,
+    ) -> Result<CommitResult> {
+        let admission = self.admit(0).await?;
         let (answer, answered) = oneshot::channel();
         let hub = Arc::clone(&self.hub);
         let taken = taken_away(&changes);
@@ -411,13 +416,14 @@ impl Shared {
                 for scope in scopes.iter().chain(left) {
                     hub.scope_changed(scope);
                 }
+                drop(admission);
                 // Nobody waits any more: the commit stands all the same.
                 let _ = answer.send(result);
             }),
         );
-        answered
+        Ok(answered
             .await
-            .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))
+            .unwrap_or(Err(CommitError::Unknown(StoreError::Closed))))
     }
 }
 

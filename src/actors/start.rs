@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::dispatcher::QueueEntry;
 use super::errors::commit_error;
-use super::runtime::{ChildOf, Shared};
+use super::runtime::{Admission, ChildOf, Shared};
 use crate::engines::PayloadProblem;
 use crate::model::record::{ProcessState, Registration, RegistrationFacts, start_hash};
 use crate::model::{
@@ -59,12 +59,15 @@ impl Shared {
             }
             None => None,
         };
-        let _admission = self.admit(input_bytes(&request)).await?;
+        // Held by what is in flight too: the caller may be gone before it has committed.
+        let admission = Arc::new(self.admit(input_bytes(&request)).await?);
         for _ in 0..TRIES_MAX {
             if let Some(found) = self.started_before(&request.id, hash, &start_as)? {
                 return Ok(found);
             }
-            match self.try_start(&request, hash, env.clone(), &start_as).await {
+            let admission = Arc::clone(&admission);
+            let tried = self.try_start(&request, hash, env.clone(), &start_as, admission);
+            match tried.await {
                 Ok(record) => return Ok(record),
                 // Somebody else was first: what they started, or pruned, is looked at.
                 Err(CommitError::Refused(Refusal::IdTaken(_) | Refusal::Pruned(_))) => {}
@@ -164,6 +167,7 @@ impl Shared {
         hash: ContentHash,
         env: Option<(ContentHash, Vec<u8>)>,
         start_as: &StartAs,
+        admission: Arc<Admission>,
     ) -> std::result::Result<ProcessRecord, CommitError> {
         let not_written = CommitError::NotWritten;
         let facts = RegistrationFacts {
@@ -204,6 +208,7 @@ impl Shared {
                         shared.enqueue_entry(entry);
                     }
                 }
+                drop(admission);
                 let _ = answer.send(result);
             }),
         );

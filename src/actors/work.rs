@@ -1,14 +1,13 @@
 //! A session's work: what it sees at a glance, once or each time something of it changed.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::hub::{Topic, Watcher};
-use super::reads::blocking;
+use super::reads::{blocking, on_a_view};
 use super::runtime::Shared;
 use crate::model::{
-    Incarnation, ObservedProcess, ProcessHandleDescriptor, ProcessListFilter, ProcessWorkSnapshot,
-    Result, SessionScope, ids,
+    ObservedProcess, ProcessHandleDescriptor, ProcessListFilter, ProcessWorkSnapshot, Result,
+    SessionScope, ids,
 };
 use crate::store::keys::Row;
 use crate::store::read::{Index, View};
@@ -93,7 +92,7 @@ impl Shared {
         }
         let (shared, of) = (Arc::clone(self), whose.clone());
         let looked = blocking(move || {
-            let found = shared.look(&of, &mut watcher);
+            let found = on_a_view(|| shared.look(&of, &mut watcher));
             Ok((watcher, found))
         })
         .await;
@@ -170,11 +169,9 @@ impl Shared {
             commit,
         } = found;
         if let Whose::Granted(scopes) = whose
-            && let Some(held) = self.held_since(scopes, commit)?
+            && let Some(view) = self.newer_than(commit)?
         {
-            snapshot
-                .items
-                .retain(|item| held.contains(&item.process.incarnation));
+            retain_held(&view, scopes, &mut snapshot.items, |item| &item.process)?;
             snapshot.visible_process_ids = snapshot
                 .items
                 .iter()
@@ -184,22 +181,10 @@ impl Shared {
         Ok(snapshot)
     }
 
-    /// What these scopes hold now; `None` where nothing has been committed since.
-    fn held_since(
-        &self,
-        scopes: &[SessionScope],
-        commit: u64,
-    ) -> Result<Option<HashSet<Incarnation>>> {
+    /// A view of now; `None` where nothing has been committed since.
+    fn newer_than(&self, commit: u64) -> Result<Option<View>> {
         let view = self.view()?;
-        if view.commit() == commit {
-            return Ok(None);
-        }
-        let mut held = HashSet::new();
-        for scope in scopes {
-            let granted = view.grants_of_scope(scope)?;
-            held.extend(granted.into_iter().map(|(row, _)| row.incarnation));
-        }
-        Ok(Some(held))
+        Ok((view.commit() != commit).then_some(view))
     }
 
     /// What is granted to any of these scopes of one session, in the order of creation, all from
@@ -227,9 +212,35 @@ impl Shared {
             })
         })
         .await?;
-        if let Some(held) = self.held_since(&scopes, commit)? {
-            found.retain(|process| held.contains(&process.incarnation));
+        if let Some(view) = self.newer_than(commit)? {
+            retain_held(&view, &scopes, &mut found, |process| process)?;
         }
         Ok(found)
     }
+}
+
+/// Keeps of what was found what one of these scopes holds: a look for each, however much they hold
+/// besides.
+fn retain_held<T>(
+    view: &View,
+    scopes: &[SessionScope],
+    found: &mut Vec<T>,
+    of: impl Fn(&T) -> &ObservedProcess,
+) -> Result<()> {
+    let mut held = Vec::with_capacity(found.len());
+    for item in found.drain(..) {
+        let process = of(&item);
+        let row = Row {
+            created_at_ms: process.created_at_ms,
+            incarnation: process.incarnation,
+        };
+        for scope in scopes {
+            if view.grant(scope, row)?.is_some() {
+                held.push(item);
+                break;
+            }
+        }
+    }
+    *found = held;
+    Ok(())
 }

@@ -59,7 +59,8 @@ type WorkState = (Arc<Shared>, Whose, Watcher);
 ///
 /// Its cost follows the processes of the session, each of which it listens to; what happens to
 /// others costs it nothing. It does not end by itself; an `Err` is its last item: `ShuttingDown`,
-/// or a failure of the store.
+/// `Timeout` where the session has more than can be read from one state of the store, tried again, or a
+/// failure of the store.
 pub struct SessionWatch(Looking<WorkState, ProcessWorkSnapshot>);
 
 impl SessionWatch {
@@ -94,7 +95,8 @@ impl fmt::Debug for SessionWatch {
 /// resume, also after a restart.
 ///
 /// It holds one page at the most, and never slows a commit. An `Err` is its last item: those of
-/// [`Processes::changes_since`](super::Processes::changes_since), `ShuttingDown`.
+/// [`Processes::changes_since`](super::Processes::changes_since), `ShuttingDown`, and `Timeout` where a
+/// page could not be read from one state of the store, tried again.
 pub struct ChangeFeed(Looking<(Arc<Shared>, ChangeCursor), ChangePage>);
 
 impl ChangeFeed {

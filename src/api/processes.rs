@@ -195,8 +195,11 @@ impl Processes {
     /// Asks every running process to stop. One summary for each that was found running, none lost
     /// to an error elsewhere: where a request could not be recorded, the summary says `Running`.
     ///
+    /// A scope of execution has one such effect, the host's and its sessions' taken together: a journal in
+    /// which another one recorded it answers `ReplayMismatch`. Give each of them a scope of its own.
+    ///
     /// # Errors
-    /// Only where the running processes could not be listed.
+    /// `ReplayMismatch`; otherwise only where the running processes could not be listed.
     pub async fn cancel_all(
         &self,
         scoped_effect_controller: ScopedEffectController<'_>,
@@ -216,7 +219,7 @@ impl Processes {
         process_ids: &[String],
     ) -> Result<()> {
         self.shared
-            .transfer(from_scope, to_scope, process_ids)
+            .transfer(std::slice::from_ref(from_scope), to_scope, process_ids)
             .await
     }
 
@@ -290,9 +293,7 @@ impl Processes {
     /// # Errors
     /// `UnknownProcess`, `NoLongerRetained`.
     pub async fn grants_of(&self, process_id: &str) -> Result<Vec<SessionScope>> {
-        let view = self.shared.view()?;
-        let row = self.shared.row_of(&view, process_id)?;
-        Ok(view.scopes_granted(row)?)
+        self.shared.grants_of(process_id).await
     }
 
     /// Whether a scope holds a grant on a process.
@@ -309,7 +310,7 @@ impl Processes {
     /// have a next one.
     ///
     /// # Errors
-    /// `InvalidInput`, also for the cursor of another list.
+    /// `InvalidInput`, also for the cursor of another list, of another filter or of another store.
     pub async fn list_page(
         &self,
         filter: &ProcessListFilter,
@@ -337,12 +338,8 @@ impl Processes {
             )
             .for_process(process_id));
         }
-        let view = self.shared.view()?;
-        let row = self.shared.row_of(&view, process_id)?;
-        let page = self
-            .shared
-            .log_page(&view, process_id, row, after_sequence, limit)?;
-        Ok(page.iter().map(ProcessEvent::observed).collect())
+        let page = self.shared.events_page(process_id, after_sequence, limit);
+        Ok(page.await?.iter().map(ProcessEvent::observed).collect())
     }
 
     /// The log of a process after a sequence, and then live.

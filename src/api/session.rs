@@ -111,6 +111,7 @@ impl SessionProcessAdmin {
     ///
     /// # Errors
     /// `InvalidInput` for another originator, grant scope or wake target than the session's own;
+    /// `Conflict`; `ReplayMismatch` only for a process that the session holds, and otherwise
     /// `Conflict`; `UnknownProcess` where the session started it before and no longer holds it;
     /// `UnknownEngine`, `InvalidPayload`.
     pub async fn start(
@@ -140,13 +141,29 @@ impl SessionProcessAdmin {
         let id = request.id.clone();
         let record = start_as(&self.shared, request, session, &scoped_effect_controller)
             .await
-            .map_err(hide(&id))?;
+            .map_err(|error| self.hide_mismatch(&id, error))?;
         // A controller may answer with what it recorded: that rests on a grant too.
         let (row, _) = self.held(&record.id)?;
         if row.incarnation != record.incarnation {
             return Err(Error::unknown(&record.id));
         }
         Ok(record)
+    }
+
+    /// What a journal holds of somebody else's request, in a scope of execution that is shared, is not
+    /// shown: the id is taken, as without a journal.
+    fn hide_mismatch(&self, process_id: &str, error: Error) -> Error {
+        if !matches!(error, Error::ReplayMismatch { .. }) {
+            return hide(process_id)(error);
+        }
+        match self.held(process_id) {
+            Ok(_) => error,
+            Err(Error::UnknownProcess { .. }) => Error::Conflict {
+                process_id: process_id.to_owned(),
+                what: "the id".to_owned(),
+            },
+            Err(failed) => failed,
+        }
     }
 
     fn check_own(&self, request: &ProcessStartRequest) -> Result<()> {
@@ -330,10 +347,11 @@ impl SessionProcessAdmin {
         cancelled.map_err(hide(process_id))
     }
 
-    /// Asks every granted running process to stop.
+    /// Asks every granted running process to stop. As an effect it shares its key with the host's, see
+    /// [`Processes::cancel_all`](super::Processes::cancel_all).
     ///
     /// # Errors
-    /// Only where they could not be listed.
+    /// `ReplayMismatch`; otherwise only where they could not be listed.
     pub async fn cancel_all(
         &self,
         scoped_effect_controller: ScopedEffectController<'_>,
@@ -363,7 +381,7 @@ impl SessionProcessAdmin {
     /// `UnknownProcess` for the first id that the session does not hold; `InvalidInput`.
     pub async fn transfer(&self, to_scope: &SessionScope, process_ids: &[String]) -> Result<()> {
         self.shared
-            .transfer_any(&self.scopes, to_scope, process_ids)
+            .transfer(&self.scopes, to_scope, process_ids)
             .await
             .map_err(|error| {
                 let Error::NotGranted { ids, .. } = &error else {

@@ -15,12 +15,13 @@ impl Processes {
     ///
     /// A large session goes in several commits, each of up to 500 grants. After an error or a crash in
     /// the middle, call it again: what was done stays done, and each report says what its own call did.
-    /// What a call did that failed, or whose future was dropped, is logged, with the ids of the
-    /// processes: [`Processes::grants_of`] tells whether one of them is left with no grant.
+    /// What a call did that failed, or whose future was dropped, is logged, also what was on its way then,
+    /// with the ids of up to 1,000 of the processes: [`Processes::grants_of`] tells whether one of them is
+    /// left with no grant.
     ///
     /// # Errors
     /// `InvalidInput`, `CommitUnknown`; `Overloaded` where others grant to the session faster than
-    /// this revokes.
+    /// this revokes; `Timeout` where what it has could not be read from one state, tried again.
     pub async fn delete_session(&self, session_id: &str) -> Result<SessionDeleteReport> {
         self.shared.delete_session(session_id).await
     }
@@ -107,7 +108,8 @@ impl Processes {
     ///
     /// # Errors
     /// `CursorTooOld` where deletions after the cursor are no longer known; `InvalidInput` for a
-    /// cursor of another store, one from the future, or a limit outside 1 to 1,000.
+    /// cursor of another store, one from the future, or a limit outside 1 to 1,000; `Timeout` where a
+    /// page could not be read from one state, tried again: ask for less at a time.
     pub async fn changes_since(&self, cursor: &ChangeCursor, limit: usize) -> Result<ChangePage> {
         self.shared.changes_since(cursor, limit).await
     }

@@ -10,13 +10,16 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 
 use crate::actors::hub::{FromTail, GrantListener, GrantStirs, LogListener};
-use crate::actors::reads::{blocking, gone};
+use crate::actors::reads::{blocking, gone, on_a_view};
 use crate::actors::runtime::Shared;
 use crate::model::{Error, ObservedProcessEvent, ProcessEvent, Result, SessionScope};
 use crate::store::keys::Row;
 
 /// Events that are taken from the tail or the log at a time.
 const BATCH: usize = 64;
+/// Bytes of events, as they are stored, that are taken from the log at a time, but for a single larger
+/// one: so much a subscriber that does not read holds.
+const BATCH_BYTES_MAX: usize = 256 << 10;
 
 /// What a session reads a process by, for as long as it does.
 #[derive(Debug, Clone)]
@@ -132,7 +135,7 @@ enum State {
 /// log. It never slows a commit (E7). Only what is durable is shown.
 ///
 /// An `Err` is its last item: `NotGranted` when the grant of a session went away, `ShuttingDown`,
-/// `StoreFailed`,
+/// `StoreFailed`, `Timeout` where a page could not be read from one state of the store, tried again,
 /// `NoLongerRetained` when the process was pruned. The sequence of the last event received is where
 /// to resume. One that has yielded the terminal event has nothing more to say: it ends without an
 /// error, also where the process was pruned, the grant taken away or the store closed since. Where a
@@ -286,17 +289,17 @@ impl Source {
     async fn log_page(&self) -> Result<(Vec<ProcessEvent>, bool)> {
         let (shared, id) = (Arc::clone(&self.shared), self.process_id.clone());
         let (row, cursor) = (self.row, self.cursor);
-        blocking(move || {
+        let look = move || {
             let view = shared.view()?;
-            let page = shared.log_page(&view, &id, row, cursor, BATCH)?;
+            let page = Shared::log_page(&view, &id, row, cursor, (BATCH, BATCH_BYTES_MAX))?;
             let read_to = page.last().map(|event| event.sequence);
             let front = view.front(row)?;
             let ended = front.is_some_and(|front| {
                 front.terminal_at_ms().is_some() && read_to == Some(front.last_sequence)
             });
             Ok((page, ended))
-        })
-        .await
+        };
+        blocking(move || on_a_view(look)).await
     }
 
     fn take(&mut self, events: Vec<ObservedProcessEvent>, ended: bool) -> Option<Batch> {

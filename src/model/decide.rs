@@ -279,7 +279,8 @@ fn cancel(
     facts: Facts,
 ) -> Result<Decision> {
     if let Some(by) = &requested_by {
-        check_text("requested_by", by, TEXT_BYTES_MAX)
+        // Also the id of any session's scope: two ids, each three times as long where it is escaped.
+        check_text("requested_by", by, 2 * TEXT_BYTES_MAX)
             .map_err(|error| error.for_process(&registration.id))?;
     }
     if state.terminal().is_some() {

@@ -61,6 +61,10 @@ impl StatusFilter {
 /// assert!(error.to_string().contains("state"));
 /// # Ok::<(), serde_json::Error>(())
 /// ```
+///
+/// A list goes through one index: what it is about (a scope's grants, an originator), or else the parent,
+/// or else the originator, or else what runs, or else everything. The rest of a filter is looked at
+/// entry by entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ProcessListFilter {
     /// Where in their life.
@@ -237,7 +241,8 @@ impl<'de> Visitor<'de> for FilterVisitor {
     }
 }
 
-/// Where a list goes on. Opaque: it stays valid while processes come and go.
+/// Where a list goes on. Opaque: it stays valid while processes come and go, and belongs to one list of
+/// one store, with one filter. Any other refuses it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PageCursor(pub(crate) String);

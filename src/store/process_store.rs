@@ -122,6 +122,7 @@ impl ProcessStore {
     pub(crate) fn view(&self) -> Result<View, StoreError> {
         Ok(View::new(
             self.kv.view().inspect_err(|error| self.alarm.hear(error))?,
+            self.store_id(),
             self.exclusive_epoch(),
             self.lease_clock.now_epoch_ms(),
         ))

@@ -12,8 +12,9 @@ use crate::model::limits::{
     LIST_PAGE_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_EVENTS, SNAPSHOT_PROCESS_BYTES_MAX,
 };
 use crate::model::{
-    Incarnation, ObservedProcess, ObservedProcessEvent, Page, PageCursor, ProcessHandleDescriptor,
-    ProcessListFilter, ProcessOriginator, ProcessWorkItem, ProcessWorkSnapshot, StatusFilter,
+    ContentHash, Incarnation, ObservedProcess, ObservedProcessEvent, Page, PageCursor,
+    ProcessHandleDescriptor, ProcessListFilter, ProcessOriginator, ProcessWorkItem,
+    ProcessWorkSnapshot, StatusFilter,
 };
 
 /// Most rows that one page looks at: a filter that admits little answers with a short page and a
@@ -27,7 +28,7 @@ const ROOM_MAX: usize = 128;
 /// Why a list could not be made.
 #[derive(Debug)]
 pub(crate) enum QueryError {
-    /// The cursor does not belong to this list.
+    /// The cursor does not belong to this list of this store.
     Cursor,
     /// The store failed.
     Store(StoreError),
@@ -40,7 +41,10 @@ impl From<StoreError> for QueryError {
 }
 
 impl View {
-    /// The narrowest index for a filter, within what `base` admits.
+    /// The index for a filter, within what `base` admits: the first that there is of what the list is
+    /// about, the parent, the originator, and running. Always in this order, which nearly always goes
+    /// from narrow to wide; whatever the counts are, since a cursor is a key of one index and each page
+    /// has to choose the same.
     fn index_for(
         base: Option<Index>,
         filter: &ProcessListFilter,
@@ -106,6 +110,7 @@ impl View {
     ) -> Result<Page<ObservedProcess>, QueryError> {
         let mut items = Vec::new();
         let mut after = None;
+        let list = ListMark::of(self, base.as_ref(), filter)?;
         let parent = match (&filter.parent, cursor) {
             (None, None) => None,
             (Some(id), None) => match self.incarnation_of(id)? {
@@ -114,7 +119,7 @@ impl View {
             },
             // A list stays with the parent that it began with, whatever its id stands for now.
             (wanted, Some(cursor)) => {
-                let (key, parent) = decode_cursor(cursor)?;
+                let (key, parent) = decode_cursor(cursor, &list)?;
                 if wanted.is_some() != parent.is_some() {
                     return Err(QueryError::Cursor);
                 }
@@ -122,7 +127,7 @@ impl View {
                 parent
             }
         };
-        let cursor_at = |key: &[u8]| encode_cursor(key, parent);
+        let cursor_at = |key: &[u8]| encode_cursor(&list, key, parent);
         let is_narrow = base.is_some();
         let index = Self::index_for(base, filter, parent);
         if after.as_deref().is_some_and(|key| !index.contains(key)) {
@@ -330,10 +335,30 @@ impl View {
     }
 }
 
-/// Where a list goes on: behind a key, and with the incarnation whose children it shows.
-fn encode_cursor(key: &[u8], parent: Option<Incarnation>) -> PageCursor {
-    let mut text = String::with_capacity(2 * key.len());
-    for byte in key {
+/// Tells a list from any other: of which store, from which index on, and what it lets through.
+struct ListMark([u8; 8]);
+
+impl ListMark {
+    fn of(
+        view: &View,
+        base: Option<&Index>,
+        filter: &ProcessListFilter,
+    ) -> Result<Self, QueryError> {
+        let prefix = base.map(Index::prefix).unwrap_or_default();
+        let mut whole = view.store_id().as_bytes().to_vec();
+        whole.extend_from_slice(&(prefix.len() as u64).to_be_bytes());
+        whole.extend_from_slice(&prefix);
+        serde_json::to_writer(&mut whole, filter).map_err(|_| QueryError::Cursor)?;
+        let [a, b, c, d, e, f, g, h, ..] = ContentHash::of(&whole).0;
+        Ok(Self([a, b, c, d, e, f, g, h]))
+    }
+}
+
+/// Where a list goes on: which list that is, behind which key, and with the incarnation whose children
+/// it shows.
+fn encode_cursor(list: &ListMark, key: &[u8], parent: Option<Incarnation>) -> PageCursor {
+    let mut text = String::with_capacity(2 * (list.0.len() + key.len()) + 22);
+    for byte in list.0.iter().chain(key) {
         // Writing into a string cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
@@ -343,7 +368,10 @@ fn encode_cursor(key: &[u8], parent: Option<Incarnation>) -> PageCursor {
     PageCursor(text)
 }
 
-fn decode_cursor(cursor: &PageCursor) -> Result<(Vec<u8>, Option<Incarnation>), QueryError> {
+fn decode_cursor(
+    cursor: &PageCursor,
+    list: &ListMark,
+) -> Result<(Vec<u8>, Option<Incarnation>), QueryError> {
     let (text, parent) = match cursor.0.split_once('-') {
         None => (cursor.0.as_str(), None),
         Some((text, parent)) => {
@@ -354,12 +382,15 @@ fn decode_cursor(cursor: &PageCursor) -> Result<(Vec<u8>, Option<Incarnation>), 
     if text.is_empty() || !text.len().is_multiple_of(2) || text.len() > 4_096 || !text.is_ascii() {
         return Err(QueryError::Cursor);
     }
-    let key: Result<_, _> = (0..text.len() / 2)
+    let bytes: Result<Vec<u8>, _> = (0..text.len() / 2)
         .map(|at| {
             text.get(2 * at..2 * at + 2)
                 .and_then(|digits| u8::from_str_radix(digits, 16).ok())
                 .ok_or(QueryError::Cursor)
         })
         .collect();
-    Ok((key?, parent))
+    match bytes?.strip_prefix(&list.0) {
+        Some(key) if !key.is_empty() => Ok((key.to_vec(), parent)),
+        Some(_) | None => Err(QueryError::Cursor),
+    }
 }

@@ -142,6 +142,11 @@ impl Index {
         key >= &range.start[..] && (range.end.is_empty() || key < &range.end[..])
     }
 
+    /// What all its keys begin with, and those of no other index do.
+    pub(crate) fn prefix(&self) -> Bytes {
+        self.range().start
+    }
+
     /// Its keys; of an index whose keys end in nothing but the row, those in a range of creation.
     fn range_of(&self, created: &Created) -> KeyRange {
         let mut range = self.range();
@@ -177,6 +182,8 @@ impl Index {
 #[derive(Debug)]
 pub(crate) struct View {
     kv: Box<dyn KvView>,
+    /// The store's own random id.
+    store_id: uuid::Uuid,
     exclusive_epoch: Option<StoreEpoch>,
     /// When it was taken, by the clock that leases are judged by.
     lease_now_ms: u64,
@@ -185,14 +192,20 @@ pub(crate) struct View {
 impl View {
     pub(crate) fn new(
         kv: Box<dyn KvView>,
+        store_id: uuid::Uuid,
         exclusive_epoch: Option<StoreEpoch>,
         lease_now_ms: u64,
     ) -> Self {
         Self {
             kv,
+            store_id,
             exclusive_epoch,
             lease_now_ms,
         }
+    }
+
+    pub(crate) const fn store_id(&self) -> uuid::Uuid {
+        self.store_id
     }
 
     /// The commit it sees last.

@@ -203,3 +203,19 @@ fn a_cursor_at_the_end_of_all_numbers_is_no_overflow() {
     hub.publish(Incarnation(1), &[event(1)], false);
     assert_eq!(sequences(listener.tail_after(u64::MAX, 9)), None);
 }
+
+/// Of two writers the one that ended it published first: what comes after that is not the end.
+#[test]
+fn a_tail_ends_with_the_terminal_event_alone_however_it_was_published() {
+    let hub = Arc::new(Hub::default());
+    // Kept, and too large to be kept.
+    for bytes in [4, TAIL_BYTES_MAX + 1] {
+        let listener = hub.read_log(Incarnation(1));
+        hub.publish(Incarnation(1), &[(event(3).0, bytes)], true);
+        hub.publish(Incarnation(1), &[event(2)], false);
+        let found = listener.tail_after(1, 9).unwrap();
+        assert!(!found.ended);
+        assert_eq!(sequences(Some(found)), Some(vec![2]));
+        assert_eq!(sequences(listener.tail_after(2, 9)), None);
+    }
+}

@@ -187,8 +187,8 @@ fn requests_to_a_process_are_bounded() {
         let requested_by = Some(by.to_owned());
         ask(&of, Command::RequestCancel { requested_by })
     };
-    accepted(cancel(&"x".repeat(1_024)));
-    refused(cancel(&"x".repeat(1_025)), "requested_by", "1024 bytes");
+    accepted(cancel(&"x".repeat(2_048)));
+    refused(cancel(&"x".repeat(2_049)), "requested_by", "2048 bytes");
     refused(cancel("a\nb"), "requested_by", NO_CONTROL);
 
     let abandon = |by: &str, reason: &str| {

@@ -65,11 +65,47 @@ fn a_cursor_of_another_list_is_refused(ground: &Ground) {
         let refused = host.view().list_page(other.clone(), &any(), cursor, 9);
         assert!(matches!(refused, Err(QueryError::Cursor)), "{other:?}");
     }
-    for text in ["", "0", "zz", "05é", "+5", &"00".repeat(5_000)] {
+    // Through the same index, with another filter.
+    let mut named = any();
+    named.identity_label = Some("the work".into());
+    let refused = host.view().list_page(holder(), &named, cursor, 9);
+    assert!(matches!(refused, Err(QueryError::Cursor)), "{refused:?}");
+    let own = host.view().list_page(None, &any(), None, 1).unwrap();
+    let own = own.next.unwrap().0;
+    // Without a key, without a part of what tells the list, and with that of another one.
+    let (mark, key) = own.split_at(16);
+    let another = format!("{}{key}", "0".repeat(16));
+    let long = format!("{mark}{}", "00".repeat(5_000));
+    for text in ["", "0", "zz", "05é", "+5", mark, key, &another, &long] {
         let cursor = PageCursor(text.to_owned());
         let refused = host.view().list_page(None, &any(), Some(&cursor), 9);
         assert!(matches!(refused, Err(QueryError::Cursor)), "{text:?}");
     }
+    host.store.close().unwrap();
+}
+
+/// The id of the store in the cursor: the same processes under the same keys are in both.
+fn a_cursor_goes_on_in_its_own_store_alone(ground: &Ground) {
+    let filled = |host: &Host| {
+        for n in 0..3 {
+            host.start(request(&format!("p-{n}")));
+        }
+    };
+    let host = ground.open();
+    filled(&host);
+    let first = host.view().list_page(None, &any(), None, 1).unwrap();
+    let cursor = first.next.as_ref();
+    let elsewhere = Ground::memory();
+    let other = elsewhere.open();
+    filled(&other);
+    assert!(other.view().list_page(None, &any(), None, 1).is_ok());
+    let refused = other.view().list_page(None, &any(), cursor, 1);
+    assert!(matches!(refused, Err(QueryError::Cursor)), "{refused:?}");
+    other.store.close().unwrap();
+    host.store.close().unwrap();
+    let host = ground.open();
+    let next = host.view().list_page(None, &any(), cursor, 9).unwrap();
+    assert_eq!(ids(&next), ["p-1", "p-2"]);
     host.store.close().unwrap();
 }
 
@@ -162,13 +198,13 @@ fn a_list_of_children_stays_with_the_parent_that_it_began_with(ground: &Ground) 
     for (filter, cursor) in [
         (of("p"), of_all.clone().unwrap()),
         (any(), of_p.unwrap()),
+        (of("p"), of_other.unwrap()),
         (of("p"), PageCursor(format!("{}-x", of_all.unwrap().0))),
     ] {
         let view = host.view();
         let refused = view.list_page(None, &filter, Some(&cursor), 1);
         assert!(matches!(refused, Err(QueryError::Cursor)), "{cursor:?}");
     }
-    assert_eq!(page(None, &of("p"), of_other.as_ref()), (vec![], None));
     host.store.close().unwrap();
 }
 
@@ -236,6 +272,7 @@ fn a_snapshot_shows_the_last_events_newest_change_first(ground: &Ground) {
 held_by_both!(
     pages_stay_in_step_while_processes_come_and_go,
     a_cursor_of_another_list_is_refused,
+    a_cursor_goes_on_in_its_own_store_alone,
     a_list_of_children_stays_with_the_parent_that_it_began_with,
     a_snapshot_shows_no_more_events_than_it_may,
     each_index_lists_its_own_and_nothing_else,

@@ -154,6 +154,27 @@ impl View {
             .collect()
     }
 
+    /// Where the wakes are that a process made for a scope after a position and that are still pending,
+    /// among one page of all that it made; and where the next page begins, if this one is full.
+    pub(crate) fn pending_made(
+        &self,
+        row: Row,
+        scope: &SessionScope,
+        after: u64,
+        limit: usize,
+    ) -> Result<(Vec<u64>, Option<u64>), StoreError> {
+        let page = self.wakes_made(row, after, limit)?;
+        let last = page.last().filter(|_| page.len() == limit);
+        let last = last.map(|(position, _)| *position);
+        let mut pending = Vec::new();
+        for (position, of) in page {
+            if of == *scope && self.kv.get(&keys::wake(scope, position))?.is_some() {
+                pending.push(position);
+            }
+        }
+        Ok((pending, last))
+    }
+
     /// What a session has, of one kind, its frames included: after a key, and in bounded pages.
     pub(crate) fn of_session(
         &self,
