@@ -256,7 +256,7 @@ impl Shared {
     /// Asks the registry and waits for its answer.
     async fn ask_registry(
         &self,
-        bytes: usize,
+        admission: Admission,
         message: impl FnOnce(Reply) -> RegistryMsg,
     ) -> Result<Sent> {
         if self.is_shutting_down() {
@@ -265,7 +265,7 @@ impl Shared {
         let (done, answer) = oneshot::channel();
         let reply = Reply {
             done,
-            _admission: self.admit(bytes).await?,
+            _admission: admission,
         };
         self.actors()?
             .registry
@@ -280,7 +280,8 @@ impl Shared {
         process_id: &str,
         descriptor: ProcessHandleDescriptor,
     ) -> Result<()> {
-        let sent = self.ask_registry(0, |reply| RegistryMsg::Grant {
+        let admission = self.admit(0).await?;
+        let sent = self.ask_registry(admission, |reply| RegistryMsg::Grant {
             scope: scope.clone(),
             process_id: process_id.to_owned(),
             descriptor,
@@ -290,7 +291,8 @@ impl Shared {
     }
 
     pub(crate) async fn revoke(&self, scope: &SessionScope, process_id: &str) -> Result<()> {
-        let sent = self.ask_registry(0, |reply| RegistryMsg::Revoke {
+        let admission = self.admit(0).await?;
+        let sent = self.ask_registry(admission, |reply| RegistryMsg::Revoke {
             scope: scope.clone(),
             process_id: process_id.to_owned(),
             reply,
@@ -311,6 +313,8 @@ impl Shared {
             if self.is_shutting_down() {
                 return Err(self.stopped());
             }
+            // Before it is planned: as much as a plan holds, so few of them there are at once.
+            let admission = self.admit(bytes_of(process_ids)).await?;
             let shared = Arc::clone(self);
             let (of, to, ids) = (from.to_vec(), to.clone(), process_ids.to_vec());
             let plan = blocking(move || plan_transfer(&shared, &of, &to, &ids)).await?;
@@ -318,7 +322,7 @@ impl Shared {
                 return Ok(());
             };
             let scopes = scopes.clone();
-            let sent = self.ask_registry(bytes_of(process_ids), |reply| RegistryMsg::Transfer {
+            let sent = self.ask_registry(admission, |reply| RegistryMsg::Transfer {
                 set,
                 scopes,
                 reply,

@@ -525,7 +525,7 @@ async fn a_transfer_that_is_always_overtaken_says_so() {
         let (shared, from) = (Arc::clone(&shared), from.clone());
         tokio::spawn(async move { shared.transfer(&[from], &to, &["p".to_owned()]).await })
     };
-    for _ in 0..=16 {
+    for _ in 0..16 {
         until(|| gated.count() == 2).await;
         let revoking = {
             let (shared, from) = (Arc::clone(&shared), from.clone());

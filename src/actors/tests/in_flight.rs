@@ -136,3 +136,46 @@ fn g5_a_revocation_does_not_wait_behind_a_transfer_that_has_no_thread_to_look_on
         shut(&runtime).await;
     });
 }
+
+/// What a test logs while something of it is let go of.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(line);
+        Ok(line.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_that_is_let_go_of_logs_what_was_on_its_way() {
+    let (runtime, gated) = narrow().await;
+    let shared = Arc::clone(&runtime.shared);
+    start(&shared, "p", RecoveryDisposition::ExternallyOwned).await;
+    let descriptor = ProcessHandleDescriptor::default();
+    shared.grant(&scope("s"), "p", descriptor).await.unwrap();
+    gated.shut();
+    let mut deleting = Box::pin(shared.delete_session("s"));
+    tokio::select! {
+        biased;
+        _ = &mut deleting => panic!("answered before it was committed"),
+        () = until(|| gated.count() == 1) => {}
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let lines = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(lines, || drop(deleting));
+    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(logged.contains("session deleted in part"), "{logged}");
+    assert!(logged.contains("under_way=1"), "{logged}");
+    assert!(logged.contains(r#"processes=["p"]"#), "{logged}");
+    gated.open_gate();
+    shut(&runtime).await;
+}
