@@ -183,6 +183,10 @@ impl Committer {
                     tally(&self.inner.tallies.refusals, 1);
                     Outcome::Refused
                 }
+                // Seen before anything of the group is written, and at no other time.
+                (Member::Accepted, Err(StoreError::Closed)) => {
+                    Outcome::NotWritten(StoreError::Closed)
+                }
                 (Member::Accepted, Err(error)) => Outcome::Unknown(error.clone()),
                 (Member::Refused, Err(error)) => Outcome::NotWritten(error.clone()),
                 (Member::NotWritten(error), _) => Outcome::NotWritten(error),
