@@ -25,7 +25,7 @@ pub(crate) const NOTE_BYTES: usize = 200;
 /// Calls in flight where many processes are made beforehand.
 pub(crate) const MAKERS: usize = 256;
 /// Longer than an actor with nothing to do is kept.
-pub(crate) const PASSIVATED_AFTER: Duration = Duration::from_secs(8);
+pub(crate) const PASSIVATED_AFTER: Duration = Duration::from_secs(12);
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()

@@ -11,7 +11,9 @@ use dashmap::DashMap;
 use ractor::{Actor, ActorCell, ActorRef};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::config::{COMMAND_KIB_MAX, RETRIES_MAX, RuntimeConfig};
+use super::config::{
+    COMMAND_KIB_MAX, PASSIVATED_AT_ONCE, PASSIVATED_EVERY, RETRIES_MAX, RuntimeConfig,
+};
 use super::dispatcher::{DispatchMsg, QueueEntry, Turn};
 use super::elapsed::Elapsed;
 use super::hub::Hub;
@@ -94,6 +96,15 @@ impl Drop for Claimed {
     }
 }
 
+/// Says that idle actors have been asked to go, however that ended.
+struct Passivated(Arc<Shared>);
+
+impl Drop for Passivated {
+    fn drop(&mut self) {
+        self.0.passivating.store(false, Ordering::Release);
+    }
+}
+
 /// A child that an engine starts.
 #[derive(Debug)]
 pub(crate) struct ChildOf {
@@ -124,6 +135,8 @@ pub(crate) struct Shared {
     actors: OnceLock<Actors>,
     commands: Arc<Semaphore>,
     command_kib: Arc<Semaphore>,
+    /// Whether idle actors are being asked to go.
+    passivating: AtomicBool,
     shutting_down: AtomicBool,
     closed: AtomicBool,
     /// Why the store failed, if it did.
@@ -162,6 +175,7 @@ impl Shared {
             attention: Attention::default(),
             looks: Looks::default(),
             actors: OnceLock::new(),
+            passivating: AtomicBool::new(false),
             shutting_down: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             failure: OnceLock::new(),
@@ -470,18 +484,37 @@ impl Shared {
         found
     }
 
-    /// Asks actors that have not been used for a while to go.
-    pub(super) fn passivate_idle(&self, idle_for: Duration) {
+    /// Asks actors that have not been used for a while to go: few at a time, because the end of ten
+    /// thousand of them takes more than a tenth of a second, in which nobody else would get a turn.
+    pub(super) async fn passivate_idle(&self, idle_for: Duration) {
         let idle_ms = u64::try_from(idle_for.as_millis()).unwrap_or(u64::MAX);
-        let now_ms = self.monotonic_ms();
-        for slot in &self.active {
-            let idle = now_ms.saturating_sub(slot.last_used_ms.load(Ordering::Relaxed));
-            if idle >= idle_ms
-                && let Some((actor, _)) = slot.cell.get()
-            {
-                let _ = actor.cast(ProcessMsg::Passivate);
+        let is_idle = |slot: &ActorSlot| {
+            let used_ms = slot.last_used_ms.load(Ordering::Relaxed);
+            self.monotonic_ms().saturating_sub(used_ms) >= idle_ms
+        };
+        let idle: Vec<Arc<ActorSlot>> = self
+            .active
+            .iter()
+            .filter(|slot| is_idle(slot))
+            .map(|slot| Arc::clone(&slot))
+            .collect();
+        for some in idle.chunks(PASSIVATED_AT_ONCE) {
+            for slot in some.iter().filter(|slot| is_idle(slot)) {
+                if let Some((actor, _)) = slot.cell.get() {
+                    let _ = actor.cast(ProcessMsg::Passivate);
+                }
             }
+            tokio::time::sleep(PASSIVATED_EVERY).await;
         }
+    }
+
+    /// As [`Shared::passivate_idle`], in a task of its own, unless one is at it still.
+    pub(super) fn passivate_soon(self: &Arc<Self>, idle_for: Duration) {
+        if self.passivating.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let over = Passivated(Arc::clone(self));
+        tokio::spawn(async move { over.0.passivate_idle(idle_for).await });
     }
 
     /// A share of what may be in flight: waits until there is room.

@@ -140,7 +140,7 @@ impl Actor for Reaper {
             }
             ReaperMsg::Retain => state.retain(&myself),
             ReaperMsg::Retained => state.retaining = false,
-            ReaperMsg::Passivate => state.shared.passivate_idle(PASSIVATE_AFTER),
+            ReaperMsg::Passivate => state.shared.passivate_soon(PASSIVATE_AFTER),
         }
         Ok(())
     }

@@ -280,7 +280,7 @@ async fn ten_thousand_parked_processes_have_no_actors() {
     })
     .await;
     assert!(shared.active_count() >= 1, "those that were written to");
-    shared.passivate_idle(Duration::ZERO);
+    shared.passivate_idle(Duration::ZERO).await;
     until(|| shared.active_count() == 0).await;
     // And the next command finds its process all the same.
     note(&shared, "p17", 1).await.unwrap();
