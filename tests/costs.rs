@@ -20,6 +20,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const APPENDS: u64 = 2_000;
 const LIFECYCLES: u64 = 200;
 const EVENTS: u64 = 10;
+/// Appends that are made at once.
+const CALLERS: u64 = 64;
 
 /// What so many operations cost, each on average.
 #[derive(Debug)]
@@ -85,6 +87,40 @@ async fn appends(supervisor: &Supervisor) {
     at_most("allocations of an append", cost.allocations, 62.0);
 }
 
+/// What many callers ask of one process at once shares sets, and what many ask of many shares groups.
+async fn appends_at_once(supervisor: &Supervisor) {
+    for (what, spread) in [("one process", 1), ("64 processes", CALLERS)] {
+        let processes = supervisor.processes();
+        for number in 0..spread {
+            let id = format!("at-once-{spread}-{number}");
+            let request = external(&id).with_event_type(ProcessEventType::new("note"));
+            processes.start(request, inline()).await.unwrap();
+            let warm = ProcessEventAppendRequest::new("note", json!({ "n": 0 }));
+            processes.append_event(&id, warm).await.unwrap();
+        }
+        let cost = cost(supervisor, CALLERS, async || {
+            let mut calls = tokio::task::JoinSet::new();
+            for number in 0..CALLERS {
+                let processes = processes.clone();
+                calls.spawn(async move {
+                    let id = format!("at-once-{spread}-{}", number % spread);
+                    let request = ProcessEventAppendRequest::new("note", json!({ "n": number }));
+                    processes.append_event(&id, request).await.unwrap();
+                });
+            }
+            while let Some(called) = calls.join_next().await {
+                called.unwrap();
+            }
+        })
+        .await;
+        println!("one of {CALLERS} appends at once to {what}: {cost:?}");
+        // A few groups for all of them, depending on when the committer looks.
+        at_most("syncs of appends at once", cost.syncs, 0.25);
+        let sets = if spread == 1 { 0.25 } else { 1.05 };
+        at_most("commits of appends at once", cost.commits, sets);
+    }
+}
+
 async fn lifecycles(supervisor: &Supervisor) {
     let processes = supervisor.processes();
     let scope = SessionScope::new("s");
@@ -136,6 +172,7 @@ fn an_append_and_a_lifecycle_cost_no_more_than_they_did() {
             .await
             .unwrap();
         appends(&supervisor).await;
+        appends_at_once(&supervisor).await;
         lifecycles(&supervisor).await;
         supervisor
             .shutdown(ShutdownOptions::default())

@@ -1,5 +1,6 @@
-//! The floor: an append-only file with one data sync per group, and nothing else. What any durable
-//! store on this disk can at best approach.
+//! The floor: an append-only file with one data sync per group, and nothing else. What a durable log
+//! that grows can at best approach; one that overwrites what it has need not sync the file's length, and
+//! can be faster.
 
 use std::fs::File;
 use std::io::Write;
@@ -55,7 +56,7 @@ impl Floor {
     }
 }
 
-/// The median of some data syncs after a small write, in microseconds.
+/// The median of some data syncs after a small write to the end of a file, in microseconds.
 pub(crate) fn sync_us(path: &Path) -> u64 {
     let mut file = File::create(path).expect("a file to sync");
     let mut times: Vec<Duration> = (0..500)

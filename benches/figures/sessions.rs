@@ -32,6 +32,8 @@ const CACHE_BYTES: u64 = 64 << 20;
 /// Rounds, and how many with `--quick`.
 const ROUNDS: usize = 7;
 const QUICK_ROUNDS: usize = 3;
+/// Opens after each of which a first call is measured.
+const COLD_ROUNDS: usize = 3;
 /// Calls that a measurement begins with and does not count, and those that it counts at least.
 const WARMING: usize = 20;
 const COUNTED_MIN: usize = 100;
@@ -122,6 +124,9 @@ pub(crate) fn run(ask: &Ask) {
         .filter(|size| !ask.quick || *size <= QUICK_MAX)
         .collect();
     let stores = runtime().block_on(make(place.path(), &sizes));
+    for (stored, store) in sizes.iter().zip(&stores) {
+        runtime().block_on(cold(*stored, store));
+    }
     let mut measuring: Vec<Measuring> = stores
         .iter()
         .map(|store| Measuring::begin(ask, store))
@@ -142,6 +147,29 @@ pub(crate) fn run(ask: &Ask) {
     measuring.into_iter().for_each(Measuring::end);
     for (name, times) in CALLS.into_iter().zip(&times) {
         report(name, &sizes, times);
+    }
+}
+
+/// The first call on a store that was just opened: nothing of it is in its cache, though its file is in
+/// the system's. Without recovery, whose walk would have read some of it.
+async fn cold(stored: u64, store: &Path) {
+    for name in CALLS {
+        let mut times = Vec::new();
+        for _ in 0..COLD_ROUNDS {
+            let opening = |builder: procession::SupervisorBuilder| {
+                builder.cache_capacity(CACHE_BYTES).recover(false)
+            };
+            let supervisor = setup::open_with(store, opening).await;
+            let asked = Instant::now();
+            assert_eq!(call(name, &supervisor.processes()).await, 50, "{name}");
+            times.push(asked.elapsed().as_secs_f64() * 1e3);
+            setup::close(&supervisor).await;
+        }
+        print(
+            &json!({ "figure": "sessions", "call": name, "stored": stored, "granted": GRANTED,
+            "ms_median": rounded(median(times)), "rounds": COLD_ROUNDS,
+            "cache_bytes": CACHE_BYTES, "cache": "cold" }),
+        );
     }
 }
 

@@ -109,8 +109,9 @@ impl Shared {
             self.prune_group(group, &mut pruned.report).await?;
             let own = group.len() as u64;
             if self.store.stats().commits - commits > own {
-                // Others write as well: half of the time is theirs.
-                tokio::time::sleep(self.monotonic().saturating_sub(began).min(PAUSE_MAX)).await;
+                // Others write as well: two thirds of the time are theirs.
+                let took = self.monotonic().saturating_sub(began);
+                tokio::time::sleep((took * 2).min(PAUSE_MAX)).await;
             }
         }
         Ok(())

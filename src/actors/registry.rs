@@ -313,11 +313,13 @@ impl Shared {
             if self.is_shutting_down() {
                 return Err(self.stopped());
             }
-            // Before it is planned: as much as a plan holds, so few of them there are at once.
+            // Before it is planned: as much as a plan holds, so few of them there are at once. It stays
+            // with the plan, which goes on where its caller has gone away.
             let admission = self.admit(bytes_of(process_ids)).await?;
             let shared = Arc::clone(self);
             let (of, to, ids) = (from.to_vec(), to.clone(), process_ids.to_vec());
-            let plan = blocking(move || plan_transfer(&shared, &of, &to, &ids)).await?;
+            let planning = move || Ok((plan_transfer(&shared, &of, &to, &ids)?, admission));
+            let (plan, admission) = blocking(planning).await?;
             let Some(set) = plan else {
                 return Ok(());
             };

@@ -27,9 +27,11 @@ use crate::model::{
     Error, FencingToken, Incarnation, OwnerNumber, ProcessEventType, Result, SessionScope,
 };
 use crate::store::clock::Clock;
+use crate::store::error::StoreError;
 use crate::store::keys::Row;
 use crate::store::process_store::ProcessStore;
 use crate::store::read::IdEntry;
+use crate::store::write_set::{Change, CommitError, WriteSet};
 
 /// The long-lived actors.
 #[derive(Debug)]
@@ -541,15 +543,30 @@ impl Shared {
         })
     }
 
-    /// Records an effect's outcome.
+    /// Records an effect's outcome, which takes so many bytes.
+    ///
+    /// # Cancel safety
+    /// Once sent it is recorded, whether or not that is waited for, and holds its share of what may be
+    /// in flight until then.
     pub(crate) async fn record_effect(
         &self,
         process_id: &str,
-        set: crate::store::write_set::WriteSet,
+        change: Change,
+        bytes: usize,
     ) -> Result<()> {
-        self.store
-            .commit_wait(set)
+        let admission = self.admit(bytes).await?;
+        let (answer, answered) = oneshot::channel();
+        self.store.commit(
+            WriteSet::new(Vec::new(), vec![change]),
+            Box::new(move |result| {
+                drop(admission);
+                // Nobody waits any more: it is recorded all the same.
+                let _ = answer.send(result);
+            }),
+        );
+        answered
             .await
+            .unwrap_or(Err(CommitError::Unknown(StoreError::Closed)))
             .map(drop)
             .map_err(|error| super::errors::commit_error(process_id, error))
     }

@@ -14,7 +14,6 @@ use crate::model::{
     EffectKey, Error, ExecutionScope, ProcessCancelSummary, ProcessEvent, ProcessRecord, Result,
     json,
 };
-use crate::store::write_set::WriteSet;
 use crate::store::writes;
 
 /// What an effect did.
@@ -158,17 +157,15 @@ impl EffectController for JournaledEffects {
         let value = serde_json::to_value(&outcome).map_err(|error| Error::Corrupted {
             what: format!("outcome of {}: {error}", effect.key),
         })?;
-        let change = writes::record_effect(
-            scope,
-            &effect.key,
-            json::canonical_bytes(&effect.content),
-            json::canonical_bytes(&value),
-        )?;
+        let content = json::canonical_bytes(&effect.content);
+        let recorded = json::canonical_bytes(&value);
+        let bytes = content.len() + recorded.len();
+        let change = writes::record_effect(scope, &effect.key, content, recorded)?;
         let process_id = effect.key.process_id().unwrap_or("(all)").to_owned();
         // A crash before this commit: the effect is executed again, which its own keys make
         // harmless.
         self.shared
-            .record_effect(&process_id, WriteSet::new(Vec::new(), vec![change]))
+            .record_effect(&process_id, change, bytes)
             .await?;
         Ok(outcome)
     }

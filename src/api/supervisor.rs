@@ -370,7 +370,8 @@ pub struct StoreStats {
 }
 
 /// An open runtime: the store, its processes, and what executes them. Cheap to clone; dropping the
-/// last clone without [`Supervisor::shutdown`] is like a crash: the next open recovers.
+/// last clone without [`Supervisor::shutdown`] is like a crash: the next open recovers. A shutdown that
+/// has begun goes on to its end all the same, and holds the store until then.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
     runtime: Arc<Runtime>,
@@ -476,7 +477,8 @@ impl Supervisor {
     ///
     /// # Cancel safety
     /// Once begun, a shutdown goes on to its end, whether anybody waits for it or not; whoever calls
-    /// again waits for the same report. The first call's options count.
+    /// again waits for the same report. The first call's options count: a shutdown that has begun cannot
+    /// be made shorter.
     ///
     /// # Errors
     /// `StoreFailed` where the last sync failed, or the store could not be let go of in time: it may

@@ -81,6 +81,8 @@ pub trait ProcessEngine: Send + Sync + 'static {
     /// Eight such calls are made at once at the most. One that takes more than five seconds, or
     /// panics, is dropped and made again by later sweeps, three times; if none of them answers
     /// either, recovery goes on, and [`AbandonEvidence::survivors`](crate::AbandonEvidence) is absent.
+    /// So it does for the other processes of an engine that has not answered in four sweeps. Code that
+    /// blocks its thread instead of yielding cannot be dropped: it goes on beside the calls that follow.
     ///
     /// # Cancel safety
     /// The future may be dropped at any point; as long as its process is not settled, recovery calls

@@ -203,6 +203,15 @@ impl Resolver<'_, '_> {
                 self.raw(&keys::grant(scope, *row))?.is_some(),
                 Refusal::NotGranted,
             ),
+            Condition::GrantIs {
+                row,
+                scope,
+                descriptor,
+            } => {
+                let found = self.get::<StoredGrant>(&keys::grant(scope, *row))?;
+                let expected = StoredGrant::from(descriptor.clone());
+                require(found == Some(expected), Refusal::NotGranted)
+            }
             Condition::MayStartChild { row } => {
                 let front = self.front(*row)?;
                 require(

@@ -34,6 +34,12 @@ pub(crate) enum Condition {
     LeaseGone { row: Row },
     /// The scope holds a grant on it.
     Granted { row: Row, scope: SessionScope },
+    /// The scope holds a grant on it, with this descriptor.
+    GrantIs {
+        row: Row,
+        scope: SessionScope,
+        descriptor: ProcessHandleDescriptor,
+    },
     /// It runs and was not asked to cancel.
     MayStartChild { row: Row },
     /// The replay key stands for nothing yet.

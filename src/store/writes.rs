@@ -172,8 +172,12 @@ pub(crate) fn transfer(
         if holder == to {
             continue;
         }
-        let scope = holder.clone();
-        conditions.push(Condition::Granted { row, scope });
+        // With the descriptor that goes along: it may have been given anew, with another one.
+        conditions.push(Condition::GrantIs {
+            row,
+            scope: holder.clone(),
+            descriptor: descriptor.clone(),
+        });
         // G2: a session that holds it in its frame and in its root gives both, or it would still
         // hold what it gave away.
         for (_, scope, _) in held.iter().filter(|(_, scope, _)| *scope != to) {

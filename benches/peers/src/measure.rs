@@ -69,12 +69,28 @@ fn print_figure(figure: Figure, callers: usize, system: System, rounds: &[Value]
 }
 
 fn print_ratios(figure: Figure, callers: usize, systems: &[System], measured: &[Vec<Value>]) {
-    let ours = systems.iter().position(|one| *one == System::Procession);
-    let Some(ours) = ours.map(|at| &measured[at]) else {
-        return;
+    for of in [System::Procession, System::ProcessionEach] {
+        if let Some(at) = systems.iter().position(|one| *one == of) {
+            print_ratios_of(figure, callers, of, &measured[at], systems, measured);
+        }
+    }
+}
+
+/// The ratios of what waits for each event have a name of their own.
+fn print_ratios_of(
+    figure: Figure,
+    callers: usize,
+    of: System,
+    ours: &[Value],
+    systems: &[System],
+    measured: &[Vec<Value>],
+) {
+    let name = match of {
+        System::ProcessionEach => format!("{figure}-each"),
+        _ => figure.to_string(),
     };
     for (system, theirs) in systems.iter().zip(measured) {
-        if *system == System::Procession {
+        if matches!(system, System::Procession | System::ProcessionEach) {
             continue;
         }
         let rounds = ours.iter().zip(theirs);
@@ -82,7 +98,7 @@ fn print_ratios(figure: Figure, callers: usize, systems: &[System], measured: &[
             rounds.map(|(ours, theirs)| field(ours, "per_second") / field(theirs, "per_second")),
         );
         print(&[
-            ("ratio", json!(figure.to_string())),
+            ("ratio", json!(name)),
             ("callers", json!(callers)),
             ("to", json!(system.to_string())),
             (

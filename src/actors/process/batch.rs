@@ -2,8 +2,8 @@
 //!
 //! An engine that emits ten events and returns, or sixty callers that append to one process, fill the
 //! mailbox while the actor is busy. Sent one by one, each would be a set of its own with its own
-//! state, conditions and answer, although all of them share a sync anyway. So the first append is
-//! corked: a message is put behind what is in the mailbox, and whatever of its kind has arrived by
+//! state, conditions and answer, although all of them share a sync anyway. So an engine's append, and a
+//! host's while another is on its way, is corked: a message is put behind what is in the mailbox, and whatever of its kind has arrived by
 //! then is decided one after the other, each on the state that the one before leads to, and sent as
 //! one set. Nothing waits for more to come.
 //!
@@ -62,6 +62,14 @@ fn bytes(work: &Work) -> usize {
 }
 
 impl Process {
+    /// Whether a host's append finds nothing before it that it could share a set with. Most do, and are
+    /// spared the message; those that come while it is on its way are corked.
+    pub(super) fn is_first_of_a_host(&self, work: &Work) -> bool {
+        matches!(work.purpose, Purpose::Host(_))
+            && self.flights.is_empty()
+            && self.corked.is_empty()
+    }
+
     /// Keeps some work until what is in the mailbox has been looked at.
     pub(super) fn cork(&mut self, work: Work) {
         if self.corked.is_empty() && self.myself.cast(ProcessMsg::Uncork).is_err() {

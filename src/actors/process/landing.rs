@@ -218,6 +218,7 @@ impl Process {
             self.decide_now(work);
         }
         self.resolve_ready_waits();
+        self.announce_waits();
     }
 
     /// Takes what is in the store for the newest state. Nothing is in flight.

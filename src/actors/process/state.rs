@@ -277,7 +277,7 @@ impl Process {
     pub(super) fn decide(&mut self, work: Work) {
         if self.broken {
             self.arrivals.push_back(work);
-        } else if joins(&work) {
+        } else if joins(&work) && !self.is_first_of_a_host(&work) {
             self.cork(work);
         } else {
             self.uncork();
@@ -300,6 +300,7 @@ impl Process {
                 && self.has_been_resolved(wait_id)
             {
                 // Its signal came before it could be said that the process waits.
+                self.wait_unsaid(wait_id);
                 return;
             }
             if let Purpose::Release { token } = work.purpose {

@@ -99,6 +99,29 @@ impl Process {
         });
     }
 
+    /// Says of each open wait that nobody has said it of, its signal having turned out not to be there,
+    /// that the process waits.
+    pub(super) fn announce_waits(&mut self) {
+        let unsaid = match &self.execution {
+            Some(execution) if !execution.settled && !self.broken => execution.waits.unsaid(),
+            Some(_) | None => return,
+        };
+        for wait_id in unsaid {
+            self.announce_wait(wait_id);
+        }
+    }
+
+    /// It was not said after all that the process waits.
+    pub(super) fn wait_unsaid(&mut self, wait_id: u64) {
+        let waits = self
+            .execution
+            .as_mut()
+            .map(|execution| &mut execution.waits);
+        if let Some(wait) = waits.and_then(|waits| waits.open.get_mut(wait_id)) {
+            wait.announced = false;
+        }
+    }
+
     /// Whether the signal of a wait is on its way to its engine already.
     pub(super) fn has_been_resolved(&mut self, wait_id: u64) -> bool {
         let waits = self

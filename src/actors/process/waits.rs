@@ -266,6 +266,14 @@ impl Waits {
         ready
     }
 
+    /// Waits that their engine listens to and of which nothing has been said.
+    pub(super) fn unsaid(&self) -> Vec<u64> {
+        let unsaid = self.open.0.iter().filter(|(_, wait)| {
+            wait.phase == Phase::New && !wait.announced && wait.reply.is_some()
+        });
+        unsaid.map(|(id, _)| *id).collect()
+    }
+
     /// Whether the engine waits for something that has not come.
     pub(super) fn is_waiting(&self) -> bool {
         self.open

@@ -29,6 +29,8 @@ const LATER_MAX: u32 = 3;
 pub(crate) struct Looks {
     at_once: Semaphore,
     failed: DashMap<Incarnation, u32>,
+    /// By engine kind: sweeps one after the other in which it did not answer.
+    unanswered: DashMap<String, u32>,
 }
 
 impl Default for Looks {
@@ -36,6 +38,7 @@ impl Default for Looks {
         Self {
             at_once: Semaphore::new(LOOKS_AT_ONCE_MAX),
             failed: DashMap::new(),
+            unanswered: DashMap::new(),
         }
     }
 }
@@ -50,14 +53,24 @@ impl Looks {
         Looked::Found(None)
     }
 
+    /// Whether an engine has not answered for so many sweeps that what comes after its first few
+    /// processes does not wait for it any more.
+    fn is_given_up(&self, kind: &str) -> bool {
+        self.unanswered
+            .get(kind)
+            .is_some_and(|sweeps| *sweeps > LATER_MAX)
+    }
+
     /// The process is settled.
     pub(super) fn forget(&self, incarnation: Incarnation) {
         self.failed.remove(&incarnation);
     }
 }
 
-/// Engines that did not answer in time during this sweep: those that come after are left to the
-/// next one, so that one engine does not hold up what the others are responsible for.
+/// Engines that did not answer in time during this sweep: their processes that come after are left to
+/// the next one, so that one engine does not hold up what the others are responsible for. Once an
+/// engine has not answered for some sweeps they go on without, or ten thousand of them would take a
+/// sweep for every eight.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SlowEngines(Arc<Mutex<HashSet<String>>>);
 
@@ -67,9 +80,11 @@ impl SlowEngines {
         slow.contains(kind)
     }
 
-    fn add(&self, kind: &str) {
+    fn add(&self, kind: &str, looks: &Looks) {
         let mut slow = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        slow.insert(kind.to_owned());
+        if slow.insert(kind.to_owned()) {
+            *looks.unanswered.entry(kind.to_owned()).or_default() += 1;
+        }
     }
 }
 
@@ -113,20 +128,26 @@ pub(super) async fn end_survivors(
         return Looked::Later;
     };
     if slow.has(engine.kind()) {
-        return Looked::Later;
+        return match shared.looks.is_given_up(engine.kind()) {
+            true => Looked::Found(None),
+            false => Looked::Later,
+        };
     }
     // In a task of its own, so that a panic in it is no more than no answer.
     let kind = engine.kind().to_owned();
     let mut look = tokio::spawn(async move { engine.end_survivors(&event).await });
     match tokio::time::timeout(LOOK_MAX, &mut look).await {
-        Ok(Ok(found)) => Looked::Found(Some(found)),
+        Ok(Ok(found)) => {
+            shared.looks.unanswered.remove(&kind);
+            Looked::Found(Some(found))
+        }
         Ok(Err(error)) => {
             warn!(process = %record.id, %error, "its engine could not look for survivors");
             shared.looks.failed(record.incarnation)
         }
         Err(_) => {
             look.abort();
-            slow.add(&kind);
+            slow.add(&kind, &shared.looks);
             warn!(process = %record.id, engine = %kind, "its engine looks for survivors too long");
             shared.looks.failed(record.incarnation)
         }

@@ -328,9 +328,9 @@ async fn who_cannot_look_is_asked_again_and_waited_for_once_in_a_sweep() {
         assert_eq!(report.examined, 30);
         let settled = report.queued + report.abandoned;
         assert_eq!(report.unsettled + settled, 30, "{report:?}");
-        if sweep <= 3 {
-            assert_eq!(settled, 0, "{report:?}");
-        }
+        // An engine that does not answer holds nothing up for good.
+        let expected = if sweep <= 3 { 0 } else { 30 };
+        assert_eq!(settled, expected, "{report:?}");
     }
     runtime.shutdown(Duration::from_secs(5)).await.unwrap();
 }

@@ -59,11 +59,12 @@ async fn appends_that_arrive_together_share_a_commit_and_get_each_their_own_answ
     start(&shared, "p", RecoveryDisposition::ExternallyOwned).await;
     note(&shared, "p", 0).await.unwrap();
     let before = gated.stats().commits;
-    // The third repeats the first, which is not committed yet.
+    // The first goes at once, the others together behind it. The third repeats the first, which is not
+    // committed yet.
     let pending = send_at_once(&shared, [(7, Some("k")), (8, None), (7, Some("k"))]);
     let first = (2, json!(7));
     assert_eq!(told(pending).await, [first.clone(), (3, json!(8)), first]);
-    assert_eq!(gated.stats().commits - before, 1);
+    assert_eq!(gated.stats().commits - before, 2);
     shut(&runtime).await;
 }
 
@@ -78,14 +79,16 @@ async fn appends_that_were_refused_together_are_decided_anew_one_by_one() {
     note(&shared, "p", 0).await.unwrap();
     gated.shut();
     let pending = send_at_once(&shared, [(1, None), (2, Some("k")), (3, None)]);
-    until(|| gated.count() == 1).await;
+    until(|| gated.count() == 2).await;
+    // The first, which went alone, lands.
+    gated.pass(1);
     // Another host takes the replay key of the second, with the same content.
     let request = ProcessEventAppendRequest::new("note", 2_usize).with_replay_key(Some("k".into()));
     let event = prepare_event("p", request).unwrap();
     let other = within(there.shared.append("p", event, None)).await.unwrap();
-    assert_eq!(other.sequence, 2);
+    assert_eq!(other.sequence, 3);
     gated.open_gate();
-    let expected = [(3, json!(1)), (2, json!(2)), (4, json!(3))];
+    let expected = [(2, json!(1)), (3, json!(2)), (4, json!(3))];
     assert_eq!(told(pending).await, expected);
     shut(&here).await;
     shut(&there).await;
@@ -125,5 +128,43 @@ async fn a_wait_whose_signal_came_just_before_it_is_never_said_to_have_begun() {
     let (signal, resumed) = ("signal.go", "process.resumed");
     assert_eq!(types, ["process.started", signal, resumed, signal, resumed]);
     assert!(!shared.get("p").unwrap().unwrap().facets.waiting);
+    shut(&runtime).await;
+}
+
+/// An engine's wait that counted on a signal which was refused waits, and says so.
+#[tokio::test]
+async fn a_wait_whose_signal_was_refused_is_said_to_have_begun() {
+    let go = Arc::new(Semaphore::new(0));
+    let going = Arc::clone(&go);
+    let (runtime, gated, _) = open(move |cx: ProcessContext| {
+        let go = Arc::clone(&going);
+        async move {
+            go.acquire().await.unwrap().forget();
+            let signal = cx.wait_signal("go").await?;
+            Ok((*signal.payload).clone())
+        }
+    })
+    .await;
+    let shared = Arc::clone(&runtime.shared);
+    start(&shared, "p", RecoveryDisposition::Rerunnable).await;
+    until(|| shared.get("p").unwrap().unwrap().facets.started).await;
+    gated.shut();
+    let send = |number: u64, granted_to: Option<SessionScope>| {
+        let request = ProcessEventAppendRequest::signal("go", number);
+        let signal = prepare_signal("p", "go", &number.to_string(), request).unwrap();
+        let sender = Arc::clone(&shared);
+        tokio::spawn(async move { sender.append("p", signal, granted_to.as_ref()).await })
+    };
+    let refused = send(1, Some(SessionScope::new("nobody")));
+    until(|| gated.count() == 1).await;
+    go.add_permits(1);
+    // The end of the wait rests on the signal that is on its way.
+    until(|| gated.count() == 2).await;
+    gated.open_gate();
+    assert_eq!(within(refused).await.unwrap(), Err(Error::unknown("p")));
+    until(|| shared.get("p").unwrap().unwrap().facets.waiting).await;
+    within(send(2, None)).await.unwrap().unwrap();
+    let output = within(shared.await_output("p")).await.unwrap();
+    assert_eq!(output, ProcessAwaitOutput::success(2));
     shut(&runtime).await;
 }

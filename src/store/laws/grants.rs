@@ -108,6 +108,33 @@ fn g2_a_transfer_is_all_or_nothing(ground: &Ground) {
     host.store.close().unwrap();
 }
 
+/// `Condition::GrantIs`: a descriptor that was replaced meanwhile does not go along with what was planned.
+fn g2_a_transfer_takes_the_descriptor_that_it_saw(ground: &Ground) {
+    let host = ground.open();
+    let process = host.start(request("p"));
+    let (from, to) = (session("from"), session("to"));
+    let seen = Condition::GrantIs {
+        row: process.row(),
+        scope: from.clone(),
+        descriptor: ProcessHandleDescriptor::label("old"),
+    };
+    let moves = || vec![revoke(&process, &from), grant(&process, &to, "old")];
+    host.ok(vec![], vec![grant(&process, &from, "old")]);
+    host.ok(vec![], vec![revoke(&process, &from)]);
+    let refusal = host.refused(vec![seen.clone()], moves());
+    assert_eq!(refusal, Refusal::NotGranted, "it is gone");
+    host.ok(vec![], vec![grant(&process, &from, "new")]);
+    let refusal = host.refused(vec![seen.clone()], moves());
+    assert_eq!(refusal, Refusal::NotGranted, "it is another one");
+    assert_eq!(holds(&host, &from, &process), (Some("new".into()), true));
+    host.ok(vec![], vec![revoke(&process, &from)]);
+    host.ok(vec![], vec![grant(&process, &from, "old")]);
+    host.ok(vec![seen], moves());
+    assert_eq!(holds(&host, &to, &process), (Some("old".into()), true));
+    host.assert_clean();
+    host.store.close().unwrap();
+}
+
 /// The most that one transfer moves, in one set, which reads what it wrote throughout.
 fn g2_the_largest_transfer_is_one_set(ground: &Ground) {
     let host = ground.open();
@@ -132,5 +159,6 @@ held_by_both!(
     g1_a_write_without_a_grant_is_refused,
     g3_both_directions_change_together,
     g2_a_transfer_is_all_or_nothing,
+    g2_a_transfer_takes_the_descriptor_that_it_saw,
     g2_the_largest_transfer_is_one_set,
 );

@@ -5,6 +5,8 @@
 //! write-behind then costs one key per 2 KiB instead of one per event, for rewriting 1 KiB on
 //! average; sled's own rewriting of leaves costs more than that either way.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 
 use super::super::error::StoreError;
@@ -122,7 +124,16 @@ pub(super) fn append(
 ) -> Result<u64, StoreError> {
     let mut writer: Option<ChunkWriter> = None;
     let mut next_sequence = 0;
-    if let Some((key, stored)) = last_chunk(trees, incarnation)? {
+    // A log that begins has no chunk, and to look for one costs sled the copy of a node. Not so in the
+    // first pass of an open, which may write again what an earlier open has written.
+    let begins = events.first().is_some_and(|(first, _)| *first == 1)
+        && !trees.may_have_orphans.load(Ordering::Relaxed);
+    let last = if begins {
+        None
+    } else {
+        last_chunk(trees, incarnation)?
+    };
+    if let Some((key, stored)) = last {
         let (_, first_sequence) = parse_chunk_key(&key)?;
         if stored.first() == Some(&TAG_PARTS) {
             next_sequence = first_sequence + 1;

@@ -22,6 +22,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let Ok(figure) = serde_json::from_str::<Value>(&line?) else {
             continue;
         };
+        if figure["cache"] == "cold" {
+            continue;
+        }
         let (Some(call), Some(stored)) = (figure["call"].as_str(), figure["stored"].as_u64())
         else {
             continue;
