@@ -16,8 +16,6 @@ use super::{Ask, print};
 const CACHE_BYTES: u64 = 16 << 20;
 /// Processes before those that are counted: the store's cache and the runtime's own are warm then.
 const WARM: u64 = 1_000;
-/// Processes that fill the store's cache before those that are active are counted.
-const CACHE_FILLING: u64 = 50_000;
 
 /// A case: its name, how many processes, and what it does with a store.
 const CASES: [(&str, u64); 5] = [
@@ -90,8 +88,6 @@ async fn active(store: &Path, count: u64) {
     let (engine, waits) = waiting();
     let with = |it: procession::SupervisorBuilder| it.engine(engine).cache_capacity(CACHE_BYTES);
     let supervisor = open_with(store, with).await;
-    // The store's cache is full then, and does not grow with what is counted.
-    make(&supervisor.processes(), 0..CACHE_FILLING, true).await;
     start_waiting(&supervisor, 0..WARM, &waits).await;
     settle(&supervisor).await;
     let before = resident_bytes();

@@ -1,5 +1,6 @@
 //! What all actors share, and how a command finds its actor.
 
+mod passivate;
 mod stop;
 
 use std::collections::HashMap;
@@ -11,9 +12,7 @@ use dashmap::DashMap;
 use ractor::{Actor, ActorCell, ActorRef};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::config::{
-    COMMAND_KIB_MAX, PASSIVATED_AT_ONCE, PASSIVATED_EVERY, RETRIES_MAX, RuntimeConfig,
-};
+use super::config::{COMMAND_KIB_MAX, RETRIES_MAX, RuntimeConfig};
 use super::dispatcher::{DispatchMsg, QueueEntry, Turn};
 use super::elapsed::Elapsed;
 use super::hub::Hub;
@@ -95,15 +94,6 @@ impl Drop for Claimed {
         if !self.ended {
             self.shared.look_at(self.row);
         }
-    }
-}
-
-/// Says that idle actors have been asked to go, however that ended.
-struct Passivated(Arc<Shared>);
-
-impl Drop for Passivated {
-    fn drop(&mut self) {
-        self.0.passivating.store(false, Ordering::Release);
     }
 }
 
@@ -484,39 +474,6 @@ impl Shared {
             self.leave_cell(id, cell);
         }
         found
-    }
-
-    /// Asks actors that have not been used for a while to go: few at a time, because the end of ten
-    /// thousand of them takes more than a tenth of a second, in which nobody else would get a turn.
-    pub(super) async fn passivate_idle(&self, idle_for: Duration) {
-        let idle_ms = u64::try_from(idle_for.as_millis()).unwrap_or(u64::MAX);
-        let is_idle = |slot: &ActorSlot| {
-            let used_ms = slot.last_used_ms.load(Ordering::Relaxed);
-            self.monotonic_ms().saturating_sub(used_ms) >= idle_ms
-        };
-        let idle: Vec<Arc<ActorSlot>> = self
-            .active
-            .iter()
-            .filter(|slot| is_idle(slot))
-            .map(|slot| Arc::clone(&slot))
-            .collect();
-        for some in idle.chunks(PASSIVATED_AT_ONCE) {
-            for slot in some.iter().filter(|slot| is_idle(slot)) {
-                if let Some((actor, _)) = slot.cell.get() {
-                    let _ = actor.cast(ProcessMsg::Passivate);
-                }
-            }
-            tokio::time::sleep(PASSIVATED_EVERY).await;
-        }
-    }
-
-    /// As [`Shared::passivate_idle`], in a task of its own, unless one is at it still.
-    pub(super) fn passivate_soon(self: &Arc<Self>, idle_for: Duration) {
-        if self.passivating.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let over = Passivated(Arc::clone(self));
-        tokio::spawn(async move { over.0.passivate_idle(idle_for).await });
     }
 
     /// A share of what may be in flight: waits until there is room.

@@ -219,6 +219,8 @@ impl Process {
         }
         self.resolve_ready_waits();
         self.announce_waits();
+        // A wait whose signal turned out not to be there waits again.
+        self.free_slot();
     }
 
     /// Takes what is in the store for the newest state. Nothing is in flight.

@@ -9,7 +9,7 @@ use super::messages::{Answer, ShutdownOutcome};
 use super::state::Process;
 use crate::engines::CancelReason;
 use crate::model::decide::Command;
-use crate::model::{Error, FencingToken, Result};
+use crate::model::{Error, FencingToken, Result, TerminalState};
 
 impl Process {
     /// What a commit leads to beside its answer.
@@ -70,6 +70,20 @@ impl Process {
         }
     }
 
+    /// Whether the process has ended all the same, by an event of its engine for one; takes note of how.
+    fn ended_otherwise(&mut self) -> bool {
+        let Some(state) = self.durable.terminal() else {
+            return false;
+        };
+        self.last_outcome = match state {
+            TerminalState::Abandoned => ShutdownOutcome::Abandoned,
+            TerminalState::Completed | TerminalState::Failed | TerminalState::Cancelled => {
+                ShutdownOutcome::Finished
+            }
+        };
+        true
+    }
+
     /// Tells whoever waits for some work how it went.
     pub(super) fn conclude(&mut self, work: Work, answer: Result<Answer>) {
         match work.purpose {
@@ -113,7 +127,9 @@ impl Process {
                 }
             }
             Purpose::Settle { token } | Purpose::Release { token } => {
-                if let Err(error) = answer {
+                if let Err(error) = answer
+                    && !self.ended_otherwise()
+                {
                     warn!(process = %self.registration.id, %error, "outcome was not written");
                     self.last_outcome = ShutdownOutcome::Unwritten;
                 }

@@ -144,12 +144,19 @@ impl Process {
             {
                 wait.phase = Phase::Begun;
             }
-            if execution.waits.is_waiting() && execution.waits.ended().is_empty() {
-                // Its slot is free for others while it waits.
-                execution.permit = None;
-            }
         }
+        self.free_slot();
         self.resolve_ready_waits();
+    }
+
+    /// An attempt's slot is free for others while it waits.
+    pub(super) fn free_slot(&mut self) {
+        if let Some(execution) = &mut self.execution
+            && execution.waits.is_waiting()
+            && execution.waits.ended().is_empty()
+        {
+            execution.permit = None;
+        }
     }
 
     /// Ends every wait whose signal has arrived.
