@@ -138,12 +138,11 @@ impl Process {
     }
 
     pub(super) fn wait_begun(&mut self, wait_id: u64) {
-        if let Some(execution) = &mut self.execution {
-            if let Some(wait) = execution.waits.open.get_mut(wait_id)
-                && wait.phase == Phase::New
-            {
-                wait.phase = Phase::Begun;
-            }
+        if let Some(execution) = &mut self.execution
+            && let Some(wait) = execution.waits.open.get_mut(wait_id)
+            && wait.phase == Phase::New
+        {
+            wait.phase = Phase::Begun;
         }
         self.free_slot();
         self.resolve_ready_waits();
