@@ -86,8 +86,9 @@ impl Shared {
         };
         while after < newest {
             let (shared, selecting) = (Arc::clone(self), selector.clone());
-            let (candidates, next) =
-                blocking(move || shared.prune_page(after, newest, &selecting, parent)).await?;
+            let (candidates, next) = self
+                .walk(move || shared.prune_page(after, newest, &selecting, parent))
+                .await?;
             self.prune_all(&candidates, &mut pruned).await?;
             match next {
                 Some(position) => after = position,
@@ -121,8 +122,9 @@ impl Shared {
         let mut after = Incarnation::default();
         loop {
             let shared = Arc::clone(self);
-            let page =
-                blocking(move || Ok(shared.view()?.tombstones(after, TOMBSTONES_PAGE)?)).await?;
+            let page = self
+                .walk(move || Ok(shared.view()?.tombstones(after, TOMBSTONES_PAGE)?))
+                .await?;
             let Some((last, ..)) = page.last() else {
                 return Ok(());
             };
@@ -265,7 +267,9 @@ impl Shared {
         let mut after = Incarnation::default();
         loop {
             let shared = Arc::clone(self);
-            let page = blocking(move || Ok(shared.view()?.unerased(after, IN_FLIGHT)?)).await?;
+            let page = self
+                .walk(move || Ok(shared.view()?.unerased(after, IN_FLIGHT)?))
+                .await?;
             for row in &page {
                 self.erase_remains_of(*row, report).await?;
             }

@@ -49,6 +49,14 @@ impl ListScope {
 }
 
 impl Shared {
+    /// Makes a part of a walk through the whole store on the thread that is there for that.
+    pub(super) async fn walk<T: Send + 'static>(
+        &self,
+        part: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.store.walk_thread().walk(part).await?
+    }
+
     pub(crate) fn view(&self) -> Result<View> {
         Ok(self.store.view()?)
     }

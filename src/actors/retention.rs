@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::prune::{Candidate, FEED_PAGE, Pruned};
-use super::reads::blocking;
 use super::runtime::Shared;
 use crate::model::Result;
 use crate::store::read::FeedEntry;
@@ -154,8 +153,9 @@ impl Shared {
                 break;
             };
             let shared = Arc::clone(self);
-            let (candidates, walked) =
-                blocking(move || shared.retention_page(after, newest, now_ms, walkers)).await?;
+            let (candidates, walked) = self
+                .walk(move || shared.retention_page(after, newest, now_ms, walkers))
+                .await?;
             self.prune_all(&candidates, &mut pruned).await?;
             // Only now: what could not be pruned is looked at again.
             walkers = walked;

@@ -17,10 +17,12 @@ use crate::engines::ProcessEngine;
 use crate::model::ids::check_id;
 use crate::model::{Error, LeaseTimings, Result, RetentionPolicy, SessionScope, VerifyReport};
 use crate::store::clock::{Clock, SystemClock};
+use crate::store::error::StoreError;
 use crate::store::kv::{Durability, Kv};
 use crate::store::memory_kv::{MemoryKv, MemoryStore};
 use crate::store::process_store::ProcessStore;
 use crate::store::sled_kv::{Options, SledKv};
+use crate::store::walk_thread::WalkThread;
 
 /// A store in memory: for tests, and for hosts that want the runtime without durability. Clones
 /// are the same store; it lives as long as one of them, across opens.
@@ -315,22 +317,26 @@ impl SupervisorBuilder {
         } = self;
         let lease_clock: Arc<dyn Clock> = Arc::new(SteadyClock::new(Arc::clone(&clock)));
         let store_clock = Arc::clone(&lease_clock);
+        let walk_thread = WalkThread::default();
         let kv: Arc<dyn Kv> = match place {
             Place::Memory(store) => Arc::new(store.open(store_clock)?),
             Place::Directory(path) => {
-                blocking(move || {
-                    let mut options = Options::new(store_clock);
-                    options.durability = durability;
-                    if let Some(bytes) = cache_capacity_bytes {
-                        options.cache_capacity_bytes = bytes;
-                    }
-                    let kv: Arc<dyn Kv> = Arc::new(SledKv::open(&path, options)?);
-                    Ok(kv)
-                })
-                .await?
+                walk_thread
+                    .walk(move || {
+                        let mut options = Options::new(store_clock);
+                        options.durability = durability;
+                        if let Some(bytes) = cache_capacity_bytes {
+                            options.cache_capacity_bytes = bytes;
+                        }
+                        let kv: Arc<dyn Kv> = Arc::new(SledKv::open(&path, options)?);
+                        Ok::<_, StoreError>(kv)
+                    })
+                    .await??
             }
         };
-        let store = ProcessStore::new(kv, clock).with_lease_clock(Arc::clone(&lease_clock));
+        let store = ProcessStore::new(kv, clock)
+            .with_lease_clock(Arc::clone(&lease_clock))
+            .with_walk_thread(walk_thread);
         let runtime = match Runtime::open(config, store.clone(), lease_clock, engines).await {
             Ok(runtime) => runtime,
             Err(error) => {

@@ -19,5 +19,6 @@ pub(crate) mod sled_kv;
 #[cfg(test)]
 mod testing;
 pub(crate) mod verify;
+pub(crate) mod walk_thread;
 pub(crate) mod write_set;
 pub(crate) mod writes;

@@ -11,6 +11,7 @@ use super::error::StoreError;
 use super::kv::{Counter, Kv, KvStats};
 use super::read::View;
 use super::resolve::{Done, Submission};
+use super::walk_thread::WalkThread;
 use super::write_set::{CommitError, CommitResult, Refusal, WriteSet};
 use crate::model::{FencingToken, Incarnation, OwnerNumber, StoreEpoch};
 
@@ -21,6 +22,7 @@ pub(crate) struct ProcessStore {
     clock: Arc<dyn Clock>,
     lease_clock: Arc<dyn Clock>,
     alarm: Arc<Alarm>,
+    walk_thread: WalkThread,
 }
 
 /// Told why the store failed.
@@ -58,6 +60,7 @@ impl ProcessStore {
             lease_clock: Arc::clone(&clock),
             clock,
             alarm: Arc::default(),
+            walk_thread: WalkThread::default(),
         }
     }
 
@@ -65,6 +68,17 @@ impl ProcessStore {
     pub(crate) fn with_lease_clock(mut self, lease_clock: Arc<dyn Clock>) -> Self {
         self.lease_clock = lease_clock;
         self
+    }
+
+    /// With the thread that opened it to walk through it.
+    pub(crate) fn with_walk_thread(mut self, walk_thread: WalkThread) -> Self {
+        self.walk_thread = walk_thread;
+        self
+    }
+
+    /// The thread on which to walk through it.
+    pub(crate) fn walk_thread(&self) -> &WalkThread {
+        &self.walk_thread
     }
 
     /// The clock that its commits are judged by.

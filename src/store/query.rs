@@ -3,8 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
-use super::codec;
-use super::codec::stored::StoredEvent;
+use super::codec::stored::EventRef;
 use super::error::StoreError;
 use super::keys::Row;
 use super::read::{Created, IdEntry, Index, View, index_of_originator};
@@ -255,11 +254,11 @@ impl View {
                 bytes -= kept.pop_front().map_or(0, |(_, value)| value.len());
             }
         }
-        let events: Result<_, StoreError> = kept
-            .into_iter()
-            .map(|(sequence, value)| codec::decode::<StoredEvent>(&value)?.into_observed(sequence))
-            .collect();
-        Ok((events?, bytes))
+        let mut events = Vec::with_capacity(kept.len());
+        for (sequence, value) in kept {
+            events.push(EventRef::read(&value)?.to_observed(sequence)?);
+        }
+        Ok((events, bytes))
     }
 
     /// Everything that is granted to a session, or wakes it, in the order of creation. A grant's

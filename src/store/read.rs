@@ -9,9 +9,9 @@ use bytes::Bytes;
 pub(crate) use edges::{OfSession, SessionEdge};
 
 use super::codec::stored::{
-    HeadFacts, StateFacts, StateFront, StoredAge, StoredBody, StoredChange, StoredEffect,
-    StoredEnv, StoredEvent, StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber,
-    StoredOwner, StoredReplay, StoredScope, StoredState, StoredTombstone, StoredWake,
+    EventRef, HeadFacts, StateFacts, StateFront, StoredAge, StoredBody, StoredChange, StoredEffect,
+    StoredEnv, StoredFeedEpoch, StoredGrant, StoredHead, StoredId, StoredNumber, StoredOwner,
+    StoredReplay, StoredScope, StoredState, StoredTombstone, StoredWake,
 };
 use super::codec::{self, Stored};
 use super::error::StoreError;
@@ -311,7 +311,7 @@ impl View {
             .events(registration.incarnation.get(), last_sequence, 1, usize::MAX)?
             .pop()
             .ok_or_else(|| missing("terminal event", &registration.id))?;
-        let event = codec::decode::<StoredEvent>(&stored)?.into_event(
+        let event = EventRef::read(&stored)?.to_event(
             &registration.id,
             registration.incarnation,
             last_sequence,
@@ -364,13 +364,14 @@ impl View {
         limit: usize,
         bytes_max: usize,
     ) -> Result<Vec<ProcessEvent>, StoreError> {
-        self.kv
-            .events(incarnation.get(), from_sequence, limit, bytes_max)?
-            .into_iter()
-            .map(|(sequence, bytes)| {
-                codec::decode::<StoredEvent>(&bytes)?.into_event(process_id, incarnation, sequence)
-            })
-            .collect()
+        let stored = self
+            .kv
+            .events(incarnation.get(), from_sequence, limit, bytes_max)?;
+        let mut events = Vec::with_capacity(stored.len());
+        for (sequence, bytes) in stored {
+            events.push(EventRef::read(&bytes)?.to_event(process_id, incarnation, sequence)?);
+        }
+        Ok(events)
     }
 
     /// What a replay key of an incarnation stands for.

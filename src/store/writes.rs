@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::codec;
-use super::codec::stored::{StoredEffect, StoredHead, StoredState, WrittenEvent};
+use super::codec::stored::{EventRef, StoredEffect, StoredHead, StoredState};
 use super::error::StoreError;
 use super::keys::{self, Row};
 use super::read::{IdEntry, View};
@@ -69,7 +69,7 @@ pub(crate) fn append(
     let mut wakes = Vec::new();
     let mut values = Vec::with_capacity(events.len());
     for (sequence, event) in (first_sequence..).zip(events) {
-        values.push(codec::encode(&WrittenEvent {
+        values.push(codec::encode(&EventRef {
             event_type: &event.event_type,
             occurred_at_ms,
             replay_key: event.replay.as_ref().map(|replay| replay.key.as_str()),

@@ -15,7 +15,6 @@ use super::settle::{Task, Work, carry_out};
 use super::survivors::SlowEngines;
 use crate::actors::config::SWEEP_PAGE;
 use crate::actors::dispatcher::QueueEntry;
-use crate::actors::reads::blocking;
 use crate::actors::runtime::Shared;
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover};
@@ -114,8 +113,10 @@ impl<'a> Sweep<'a> {
                 return Err(Error::ShuttingDown);
             }
             let (shared, rows) = (Arc::clone(self.shared), rows.to_vec());
-            let page =
-                blocking(move || shared.examine_rows(shared.view()?, rows, Found::Note)).await?;
+            let page = self
+                .shared
+                .walk(move || shared.examine_rows(shared.view()?, rows, Found::Note))
+                .await?;
             self.take(page).await;
         }
         while self.one_done().await {}
@@ -130,8 +131,10 @@ impl<'a> Sweep<'a> {
                 return Err(Error::ShuttingDown);
             }
             let shared = Arc::clone(self.shared);
-            let page =
-                blocking(move || shared.recovery_page(after.as_deref(), passing_over)).await?;
+            let page = self
+                .shared
+                .walk(move || shared.recovery_page(after.as_deref(), passing_over))
+                .await?;
             after = page.next.clone();
             elsewhere.extend(&page.elsewhere);
             self.take(page).await;

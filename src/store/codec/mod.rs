@@ -134,10 +134,24 @@ pub(crate) fn decode<T: Stored>(bytes: &[u8]) -> Result<T, StoreError> {
 
 /// Decodes the body of a value.
 pub(crate) fn decode_body<T: Stored>(body: &[u8]) -> Result<T, StoreError> {
-    let (value, consumed) =
-        bincode::decode_from_slice(body, CONFIG).map_err(|error| StoreError::Corrupted {
-            what: format!("{}: {error}", T::NAME),
-        })?;
+    whole::<T, T>(body, bincode::decode_from_slice(body, CONFIG))
+}
+
+/// Reads the body of a value without copying its parts.
+pub(crate) fn read_body<'a, T: Stored, R: bincode::BorrowDecode<'a, ()>>(
+    body: &'a [u8],
+) -> Result<R, StoreError> {
+    whole::<T, R>(body, bincode::borrow_decode_from_slice(body, CONFIG))
+}
+
+/// What was decoded, if all of the body was needed for it.
+fn whole<T: Stored, R>(
+    body: &[u8],
+    decoded: Result<(R, usize), bincode::error::DecodeError>,
+) -> Result<R, StoreError> {
+    let (value, consumed) = decoded.map_err(|error| StoreError::Corrupted {
+        what: format!("{}: {error}", T::NAME),
+    })?;
     if consumed != body.len() {
         return Err(StoreError::Corrupted {
             what: format!("{}: {} bytes too many", T::NAME, body.len() - consumed),

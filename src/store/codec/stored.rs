@@ -4,7 +4,7 @@
 //! skipped fields, and because what is stored must not change when a public type does. JSON values
 //! are stored as their canonical bytes.
 
-use bincode::{Decode, Encode};
+use bincode::{BorrowDecode, Decode, Encode};
 use serde_json::Value;
 
 use super::{Stored, Written};
@@ -114,22 +114,43 @@ pub(crate) struct StoredEvent {
 }
 stored!(StoredEvent, 0x20, 1, "event");
 
-/// A [`StoredEvent`] to be written.
-#[derive(Debug, Encode)]
-pub(crate) struct WrittenEvent<'a> {
+/// The bytes of a [`StoredEvent`], borrowed: written from where an event's parts are, and read without a
+/// copy of what is about to be parsed.
+#[derive(Debug, Encode, BorrowDecode)]
+pub(crate) struct EventRef<'a> {
     pub(crate) event_type: &'a str,
     pub(crate) occurred_at_ms: u64,
     pub(crate) replay_key: Option<&'a str>,
     pub(crate) payload: &'a [u8],
 }
 
-impl Written for WrittenEvent<'_> {
+impl Written for EventRef<'_> {
     type As = StoredEvent;
 }
 
 impl StoredEvent {
-    pub(crate) fn into_event(
-        self,
+    pub(crate) fn borrowed(&self) -> EventRef<'_> {
+        EventRef {
+            event_type: &self.event_type,
+            occurred_at_ms: self.occurred_at_ms,
+            replay_key: self.replay_key.as_deref(),
+            payload: &self.payload,
+        }
+    }
+}
+
+impl<'a> EventRef<'a> {
+    /// Reads one from its envelope.
+    pub(crate) fn read(bytes: &'a [u8]) -> Result<Self, StoreError> {
+        super::read_body::<StoredEvent, Self>(super::open::<StoredEvent>(bytes)?)
+    }
+
+    fn payload(&self) -> Result<Payload, StoreError> {
+        parse("event payload", self.payload).map(Payload::from)
+    }
+
+    pub(crate) fn to_event(
+        &self,
         process_id: &str,
         incarnation: Incarnation,
         sequence: u64,
@@ -138,20 +159,20 @@ impl StoredEvent {
             process_id: process_id.to_owned(),
             incarnation,
             sequence,
-            payload: Payload::from(parse("event payload", &self.payload)?),
-            event_type: self.event_type,
+            event_type: self.event_type.to_owned(),
             occurred_at_ms: self.occurred_at_ms,
-            replay_key: self.replay_key,
+            replay_key: self.replay_key.map(str::to_owned),
+            payload: self.payload()?,
         })
     }
 
-    /// The same as observers see it, without a copy of anything.
-    pub(crate) fn into_observed(self, sequence: u64) -> Result<ObservedProcessEvent, StoreError> {
+    /// The same as observers see it.
+    pub(crate) fn to_observed(&self, sequence: u64) -> Result<ObservedProcessEvent, StoreError> {
         Ok(ObservedProcessEvent {
             sequence,
-            payload: Payload::from(parse("event payload", &self.payload)?),
-            event_type: self.event_type,
+            event_type: self.event_type.to_owned(),
             occurred_at_ms: self.occurred_at_ms,
+            payload: self.payload()?,
         })
     }
 }

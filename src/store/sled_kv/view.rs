@@ -17,6 +17,9 @@ use super::index::{Home, Index, Trees, failed};
 use super::inner::Inner;
 use super::overlay::{Layer, Slot};
 
+/// Events that a read makes room for beforehand.
+const ROOM_MAX: usize = 64;
+
 /// One state: layers, newest first, over the index.
 pub(super) struct Layered<'a> {
     pub(super) layers: [Option<&'a Layer>; 3],
@@ -277,13 +280,15 @@ impl Layered<'_> {
             .map(|((_, sequence), _)| *sequence)
             .min()
             .unwrap_or(u64::MAX);
+        // What is asked for is mostly there: room is made once, where it is little.
+        let room = limit.min(ROOM_MAX);
         let mut collector = Collector {
             incarnation,
             expected: from,
             limit,
             bytes_max,
             bytes: 0,
-            events: Vec::new(),
+            events: Vec::with_capacity(room),
             gap: false,
         };
         if limit == 0 {

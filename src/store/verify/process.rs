@@ -336,7 +336,9 @@ impl Log<'_> {
     ) -> Result<bool, StoreError> {
         let Some(event) = event else { return Ok(false) };
         let registration = &self.facts.registration;
-        let event = event.into_event(&registration.id, registration.incarnation, sequence);
+        let event = event
+            .borrowed()
+            .to_event(&registration.id, registration.incarnation, sequence);
         let Some(event) = findings.sound(self.who(), "event", event)? else {
             return Ok(false);
         };

@@ -291,7 +291,7 @@ fn what_has_become_of_it() {
         payload: b"{}".to_vec(),
     };
     frozen(&event, EVENT);
-    let written = WrittenEvent {
+    let written = EventRef {
         event_type: "note",
         occurred_at_ms: 9,
         replay_key: Some("r"),

@@ -208,7 +208,8 @@ fn e1_and_p2_a_log_that_cannot_have_happened_is_found() {
                 let mut started = s.event(&s.rich, 1);
                 let mut event = started
                     .clone()
-                    .into_event("rich", Incarnation(1), 1)
+                    .borrowed()
+                    .to_event("rich", Incarnation(1), 1)
                     .unwrap();
                 event.event_type.clone_from(&started.event_type);
                 let EventBody::Runtime(RuntimeEvent::Started {
