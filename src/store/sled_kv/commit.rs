@@ -8,21 +8,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::error::StoreError;
-use super::super::kv::{
-    CommitContext, Counter, Durability, Op, Outcome, Proposal, Reader, Verdict,
-};
+use super::super::kv::{CommitContext, Counter, Durability, Outcome, Proposal, Reader, Verdict};
 use super::super::locks::lock;
 use super::fault::Step;
 use super::frame::length_u32;
 use super::index::panic_text;
 use super::inner::{Inner, tally};
 use super::journal::{BODY_BYTES_MAX, ENTRY_HEADER_BYTES, EntryHeader, encode_op};
-use super::overlay::{Layer, Pairs};
+use super::overlay::Pending;
 use super::queue::Turn;
 use super::view::Layered;
 
 /// What a proposal brings, roughly: room is made for so much at once.
-const OPS_EXPECTED: usize = 4;
 const BODY_BYTES_EXPECTED: usize = 512;
 
 type Backlog = VecDeque<Box<dyn Proposal>>;
@@ -38,9 +35,9 @@ enum Member {
 #[derive(Default)]
 struct Group {
     members: Vec<(Box<dyn Proposal>, Member)>,
-    /// Operations of the accepted ones, in order.
-    ops: Vec<Op>,
-    /// The same, encoded.
+    /// What the accepted ones change.
+    pending: Pending,
+    /// Their operations in order, encoded.
     body: Vec<u8>,
     /// Whether anything has to be written: an accepted proposal may have changed nothing.
     writes: bool,
@@ -108,11 +105,10 @@ impl Committer {
             (state.active.clone(), state.frozen.clone())
         };
         let now_epoch_ms = self.inner.options.clock.now_epoch_ms();
-        let mut pending = Layer::default();
         let mut ops = Vec::new();
         let proposals = backlog.len().min(bounds.group_proposals_max);
         group.members.reserve(proposals);
-        group.ops.reserve(OPS_EXPECTED * proposals);
+        group.pending = Pending::with_room(proposals);
         group.body.reserve(BODY_BYTES_EXPECTED * proposals);
         while group.members.len() < bounds.group_proposals_max
             && group.body.len() < bounds.group_bytes_max
@@ -126,7 +122,8 @@ impl Committer {
                 ops: &mut ops,
             };
             let state = Layered {
-                layers: [Some(&pending), Some(&active), frozen.as_deref()],
+                pending: Some(&group.pending),
+                layers: [Some(&active), frozen.as_deref()],
                 index: &self.inner.index,
             };
             let verdict = resolve(proposal.as_mut(), &state, &mut cx);
@@ -141,11 +138,7 @@ impl Committer {
                         group.next_position = next_position;
                         for op in ops.drain(..) {
                             encode_op(&op, &mut group.body);
-                            // A log is not among what later proposals of the group may read.
-                            if !matches!(op, Op::Append { .. }) {
-                                pending.apply(op.clone(), Pairs::Keep);
-                            }
-                            group.ops.push(op);
+                            group.pending.apply(op);
                         }
                         Member::Accepted
                     }
@@ -289,9 +282,7 @@ impl Committer {
 
     fn publish(&self, group: Group, header: &EntryHeader) {
         let mut state = lock(&self.inner.state);
-        for op in group.ops {
-            state.active.apply(op, Pairs::Forget);
-        }
+        state.active.publish(group.pending);
         state.commit = header.commit;
         state.next_position = header.next_position;
         state.journal_next = header.sequence + u64::from(header.parts);

@@ -1,5 +1,7 @@
 //! What is committed but not yet in the index: layers of changes over it, and who still reads them.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 
@@ -34,8 +36,7 @@ pub(super) enum Pairs {
     /// Forget them: the index never heard of the key.
     Forget,
     /// Keep the tombstone, because the index may have heard of the key: in a replay, where a
-    /// crash after the index write makes the `PutOnce` repeat, and in a group's own layer, which
-    /// lies over the layer that has the `PutOnce`.
+    /// crash after the index write makes the `PutOnce` repeat.
     Keep,
 }
 
@@ -86,6 +87,19 @@ impl Layer {
         }
     }
 
+    /// Takes over what a group has changed.
+    pub(super) fn publish(&mut self, pending: Pending) {
+        for op in pending.logs {
+            self.apply(op, Pairs::Forget);
+        }
+        for (key, slot) in pending.keys {
+            match slot {
+                Slot::Gone => self.apply(Op::Delete { key }, Pairs::Forget),
+                Slot::Put(_) | Slot::Once(_) => self.set(key, slot),
+            }
+        }
+    }
+
     fn set(&mut self, key: Bytes, slot: Slot) {
         let key_length = key.len();
         self.bytes += cost(key_length + slot.len());
@@ -116,6 +130,47 @@ impl Layer {
     /// Memory held, roughly.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+}
+
+/// What a group in the making has changed so far, over the layers: its later proposals read it, and once
+/// it is durable the newest layer takes it over. Of a key that changed several times only the last
+/// change is left.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    pub(super) keys: BTreeMap<Bytes, Slot>,
+    /// What concerns logs, which no proposal reads: in order.
+    logs: Vec<Op>,
+}
+
+impl Pending {
+    /// With room for so many changes of logs.
+    pub(super) fn with_room(logs: usize) -> Self {
+        Self {
+            logs: Vec::with_capacity(logs),
+            ..Self::default()
+        }
+    }
+
+    /// Applies one operation.
+    pub(super) fn apply(&mut self, op: Op) {
+        match op {
+            Op::Put { key, value } => {
+                self.keys.insert(key, Slot::Put(value));
+            }
+            Op::PutOnce { key, value } => {
+                self.keys.insert(key, Slot::Once(value));
+            }
+            Op::Delete { key } => {
+                // A pair within the group: nobody else ever hears of the key.
+                if let Some(Slot::Once(_)) = self.keys.get(&key) {
+                    self.keys.remove(&key);
+                } else {
+                    self.keys.insert(key, Slot::Gone);
+                }
+            }
+            Op::Append { .. } | Op::EraseLog { .. } => self.logs.push(op),
+        }
     }
 }
 
@@ -154,6 +209,48 @@ mod tests {
         layer.apply(put_once("a"), Pairs::Keep);
         layer.apply(delete("a"), Pairs::Forget);
         assert_eq!(layer.keys.get(&b"a"[..]), Some(&Slot::Gone));
+    }
+
+    fn published(before: &[Op], group: &[Op]) -> Layer {
+        let mut layer = Layer::default();
+        let apply = |op: &Op| layer.apply(op.clone(), Pairs::Forget);
+        before.iter().for_each(apply);
+        let mut pending = Pending::default();
+        group.iter().for_each(|op| pending.apply(op.clone()));
+        layer.publish(pending);
+        layer
+    }
+
+    /// A group leaves what its operations leave, one by one.
+    #[test]
+    fn a_published_group_leaves_what_its_operations_leave() {
+        let put = |key: &'static str, value: &'static str| Op::Put {
+            key: Bytes::from(key),
+            value: Bytes::from(value),
+        };
+        let append = Op::Append {
+            incarnation: 1,
+            sequence: 1,
+            value: Bytes::from_static(b"event"),
+        };
+        let erase = Op::EraseLog { incarnation: 1 };
+        for (before, group) in [
+            (vec![], vec![put("a", "1"), put("a", "2"), put("b", "1")]),
+            (vec![put("a", "1")], vec![put("a", "2"), delete("a")]),
+            (vec![put("a", "1")], vec![delete("a"), put("a", "2")]),
+            (vec![], vec![put_once("a"), delete("a")]),
+            (vec![put_once("a")], vec![delete("a"), put_once("b")]),
+            (vec![append.clone()], vec![erase.clone(), append.clone()]),
+            (vec![], vec![append.clone(), erase, put("a", "1")]),
+        ] {
+            let all = [before.as_slice(), group.as_slice()].concat();
+            let one_by_one = published(&all, &[]);
+            let together = published(&before, &group);
+            assert_eq!(together.keys, one_by_one.keys, "{before:?} {group:?}");
+            assert_eq!(together.events, one_by_one.events, "{before:?} {group:?}");
+            assert_eq!(together.erased, one_by_one.erased, "{before:?} {group:?}");
+            assert_eq!(together.bytes(), one_by_one.bytes(), "{before:?} {group:?}");
+        }
     }
 
     #[test]

@@ -15,14 +15,16 @@ use super::super::locks::lock;
 use super::events::{self, Enough};
 use super::index::{Home, Index, Trees, failed};
 use super::inner::Inner;
-use super::overlay::{Layer, Slot};
+use super::overlay::{Layer, Pending, Slot};
 
 /// Events that a read makes room for beforehand.
 const ROOM_MAX: usize = 64;
 
-/// One state: layers, newest first, over the index.
+/// One state: what is not committed yet, and layers, newest first, over the index.
 pub(super) struct Layered<'a> {
-    pub(super) layers: [Option<&'a Layer>; 3],
+    /// On the committer only.
+    pub(super) pending: Option<&'a Pending>,
+    pub(super) layers: [Option<&'a Layer>; 2],
     pub(super) index: &'a Index,
 }
 
@@ -57,15 +59,25 @@ impl<'a> Layered<'a> {
         }
         let says_nothing =
             |layer: &Layer| layer.keys.range::<_, [u8]>(bounds(range)).next().is_none();
+        let pends = |pending: &&Pending| {
+            let mut changes = pending.keys.range::<[u8], _>(bounds(range));
+            changes.next().is_some()
+        };
+        let pending = self.pending.filter(pends);
         self.index.with(|trees| {
             // What has come to rest is in the index alone: nothing is to be merged, or compared.
-            if self.layers().all(says_nothing) {
+            if pending.is_none() && self.layers().all(says_nothing) {
                 return from_index(trees, range, limit, direction);
             }
-            let mut sources: Vec<Source<'_>> = self
-                .layers()
-                .map(|layer| layer_source(layer, range, direction))
-                .collect();
+            let pending = pending.map(|pending| {
+                let changes = pending.keys.range::<[u8], _>(bounds(range));
+                change_source(changes, direction)
+            });
+            let layers = self.layers().map(|layer| {
+                let changes = layer.keys.range::<_, [u8]>(bounds(range));
+                change_source(changes, direction)
+            });
+            let mut sources: Vec<Source<'_>> = pending.into_iter().chain(layers).collect();
             sources.push(index_source(trees, range, direction));
             merge(trees, &mut sources, limit, direction)
         })
@@ -91,11 +103,11 @@ fn directed<'a, T>(
     }
 }
 
-fn layer_source<'a>(layer: &'a Layer, range: &'a KeyRange, direction: Direction) -> Source<'a> {
-    let entries = layer
-        .keys
-        .range::<_, [u8]>(bounds(range))
-        .map(|(key, slot)| Ok((key.clone(), Found::Layer(slot.clone()))));
+fn change_source<'a>(
+    changes: impl DoubleEndedIterator<Item = (&'a Bytes, &'a Slot)> + 'a,
+    direction: Direction,
+) -> Source<'a> {
+    let entries = changes.map(|(key, slot)| Ok((key.clone(), Found::Layer(slot.clone()))));
     directed(entries, direction).peekable()
 }
 
@@ -228,8 +240,10 @@ impl Collector {
 
 impl Reader for Layered<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        for layer in self.layers() {
-            match layer.keys.get(key) {
+        let pending = self.pending.and_then(|pending| pending.keys.get(key));
+        let in_layers = self.layers().map(|layer| layer.keys.get(key));
+        for slot in std::iter::once(pending).chain(in_layers) {
+            match slot {
                 Some(Slot::Put(value) | Slot::Once(value)) => return Ok(Some(value.clone())),
                 Some(Slot::Gone) => return Ok(None),
                 None => {}
@@ -362,7 +376,8 @@ impl View {
         self.inner.check()?;
         self.check_age()?;
         let found = work(Layered {
-            layers: [Some(&self.active), self.frozen.as_deref(), None],
+            pending: None,
+            layers: [Some(&self.active), self.frozen.as_deref()],
             index: &self.inner.index,
         });
         // Again, because the index may have moved on during the read.
