@@ -65,13 +65,13 @@ impl Process {
             execution.settled = true;
             execution.close();
             let token = execution.token;
-            self.last_outcome = ShutdownOutcome::Finished;
             self.stop_execution(token, CancelReason::LeaseLost);
         }
     }
 
-    /// Whether the process has ended all the same, by an event of its engine for one; takes note of how.
-    fn ended_otherwise(&mut self) -> bool {
+    /// Whether the process has ended whatever became of its execution, by an event of its engine for
+    /// one; takes note of how.
+    pub(super) fn ended_otherwise(&mut self) -> bool {
         let Some(state) = self.durable.terminal() else {
             return false;
         };
