@@ -255,6 +255,7 @@ impl Process {
             self.lose_execution();
         }
         self.note_since_history();
+        self.heed_cancel_request();
     }
 }
 
