@@ -189,16 +189,6 @@ async fn l6_nothing_ends_and_nothing_runs_twice_because_a_wall_clock_jumps() {
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Fails at first, and is content the second time.
-fn fails_once() -> impl ProcessEngine {
-    engine("fails-once", |cx: ProcessContext, _| async move {
-        match cx.attempt() {
-            1 => Err(EngineFailure::new("not_yet", "next time").retryable()),
-            attempt => Ok(json!(attempt)),
-        }
-    })
-}
-
 /// To be tried again an hour after its failure, and ended three hours after its start.
 fn tried_again(id: &str) -> ProcessStartRequest {
     rerunnable(id, "fails-once")

@@ -1,4 +1,4 @@
-//! Time limits across opens, under wall clocks that jump.
+//! Time limits and pauses across opens, under wall clocks that jump.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -92,6 +92,7 @@ async fn open(place: &Place, machine: &Arc<Machine>) -> Supervisor {
                         reason = cx.cancelled() => Err(EngineFailure::cancelled(reason)),
                     }
                 }))
+                .engine(fails_once())
                 .sweep_every(Duration::from_millis(50))
                 .clock(Arc::clone(&clock))
         })
@@ -205,6 +206,32 @@ async fn l6_time_in_which_a_store_was_closed_counts_only_where_a_clock_shows_it(
         boot();
         supervisor = open(&place, &machine).await;
         is_timed_out(&supervisor).await;
+        close_clean(&supervisor).await;
+    }
+}
+
+#[tokio::test]
+async fn l6_a_wall_clock_set_back_between_opens_puts_a_retry_off_by_no_more_than_its_pause() {
+    for place in Place::both() {
+        let machine = Machine::new(1);
+        let mut supervisor = open(&place, &machine).await;
+        let policy = RetryPolicy::attempts(2).with_backoff(Backoff::fixed(HOUR));
+        let request = rerunnable("p", "fails-once").with_retry(policy);
+        let started = supervisor.processes().start(request, inline()).await;
+        started.unwrap();
+        until(&supervisor.processes(), "p", |p| p.facets.backing_off).await;
+        close(&supervisor).await;
+        machine.jump(-2 * DAY_MS);
+        supervisor = open(&place, &machine).await;
+        for passes in [Duration::ZERO, HOUR / 2] {
+            machine.pass(passes);
+            supervisor.recover().await.unwrap();
+            let found = supervisor.processes().get("p").await.unwrap().unwrap();
+            assert!(found.facets.backing_off, "{found:?}");
+        }
+        machine.pass(HOUR / 2);
+        let ended = output(&supervisor.processes(), "p").await;
+        assert_eq!(ended, ProcessAwaitOutput::success(2));
         close_clean(&supervisor).await;
     }
 }

@@ -55,9 +55,9 @@ pub(crate) const COMMAND_KIB_MAX: usize = 64 << 10;
 pub(crate) const EMIT_ROOM: usize = 256;
 /// How long an actor with nothing to do is kept.
 pub(crate) const PASSIVATE_AFTER: Duration = Duration::from_secs(5);
-/// Idle actors that are asked to go at once, and how long others have their turn after that.
-pub(crate) const PASSIVATED_AT_ONCE: usize = 64;
-pub(crate) const PASSIVATED_EVERY: Duration = Duration::from_millis(2);
+/// Actors that are told at once what many are told, and how long others have their turn after that.
+pub(crate) const TOLD_AT_ONCE: usize = 64;
+pub(crate) const TOLD_EVERY: Duration = Duration::from_millis(2);
 /// Rows that the reaper looks at before it lets others go on.
 pub(crate) const SWEEP_PAGE: usize = 256;
 /// How often a command starts over because somebody else wrote first.

@@ -6,6 +6,9 @@
 //! (`model/age.rs`): it goes on by the monotonic clock, is made durable with every heartbeat, and is
 //! said in the event of such a process's first start. For how long the store was closed while the
 //! machine was started anew nothing says but the wall clock, which may have jumped: it counts as no time.
+//!
+//! A pause before a retry ends by the wall clock as it went on from the open that began it. An open whose
+//! wall clock is behind that one goes by the longest that the pause can have been, from when it found it.
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
@@ -30,6 +33,8 @@ const LOG_PAGE_BYTES: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Elapsed {
     marks: DashMap<Incarnation, Mark>,
+    /// Pauses before a retry that are known here: by their stamp, when each ends.
+    pauses: DashMap<Incarnation, (u64, u64)>,
     /// How old the store was when it was opened, and what the monotonic clock showed then.
     opened: OnceLock<(u64, Duration)>,
 }
@@ -58,6 +63,26 @@ impl Elapsed {
     /// It was not started after all, or it has ended.
     fn forget(&self, incarnation: Incarnation) {
         self.marks.remove(&incarnation);
+        self.pauses.remove(&incarnation);
+    }
+
+    /// When a pause with this stamp ends that may have been as long as that: no later than if it had
+    /// begun when it was first heard of here.
+    fn pause_ends_ms(
+        &self,
+        incarnation: Incarnation,
+        retry_at_ms: u64,
+        longest_ms: u64,
+        now_ms: u64,
+    ) -> u64 {
+        let mut known = self.pauses.entry(incarnation).or_default();
+        if known.0 != retry_at_ms {
+            *known = (
+                retry_at_ms,
+                retry_at_ms.min(now_ms.saturating_add(longest_ms)),
+            );
+        }
+        known.1
     }
 
     /// For how long it has been started; `had_ms` is what its log says, if nothing is known yet.
@@ -119,6 +144,27 @@ impl Shared {
             })
     }
 
+    /// When the pause of a process before its retry ends, by [`Shared::steady_ms`]; 0 where it has none.
+    /// Its stamp is by the wall clock of an earlier open, or of another host. One that was far ahead of
+    /// the clock here puts the retry off by no more than the pause can have been long.
+    pub(crate) fn pause_ends_ms(&self, registration: &Registration, state: &ProcessState) -> u64 {
+        let Some(pause) = &state.retry_pause else {
+            return 0;
+        };
+        let longest_ms = registration.retry.backoff.wait_ms(state.retries, 0.0);
+        self.elapsed.pause_ends_ms(
+            registration.incarnation,
+            pause.retry_at_ms,
+            longest_ms,
+            self.steady_ms(),
+        )
+    }
+
+    /// It is tried again.
+    pub(crate) fn pause_is_over(&self, incarnation: Incarnation) {
+        self.elapsed.pauses.remove(&incarnation);
+    }
+
     /// How old the store was when a process was started for the first time, as its log says. What
     /// comes before that in the log is bounded only by who signals a process that has not begun, so
     /// it is read in pages.
@@ -173,9 +219,11 @@ impl Shared {
         }
     }
 
-    /// The processes of which it is noted since when they have been started.
+    /// The processes of which it is noted since when they have been started, or until when they pause.
     pub(super) fn timed(&self) -> HashSet<Incarnation> {
-        self.elapsed.marks.iter().map(|mark| *mark.key()).collect()
+        let started = self.elapsed.marks.iter().map(|mark| *mark.key());
+        let pausing = self.elapsed.pauses.iter().map(|pause| *pause.key());
+        started.chain(pausing).collect()
     }
 
     /// Forgets those that have ended.

@@ -1,6 +1,6 @@
 //! What all actors share, and how a command finds its actor.
 
-mod passivate;
+mod rounds;
 mod stop;
 
 use std::collections::HashMap;
@@ -11,6 +11,8 @@ use std::time::Duration;
 use dashmap::DashMap;
 use ractor::{Actor, ActorCell, ActorRef};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
+
+use rounds::Rounds;
 
 use super::config::{COMMAND_KIB_MAX, RETRIES_MAX, RuntimeConfig};
 use super::dispatcher::{DispatchMsg, QueueEntry, Turn};
@@ -127,8 +129,7 @@ pub(crate) struct Shared {
     actors: OnceLock<Actors>,
     commands: Arc<Semaphore>,
     command_kib: Arc<Semaphore>,
-    /// Whether idle actors are being asked to go.
-    passivating: AtomicBool,
+    rounds: Rounds,
     shutting_down: AtomicBool,
     closed: AtomicBool,
     /// Why the store failed, if it did.
@@ -167,7 +168,7 @@ impl Shared {
             attention: Attention::default(),
             looks: Looks::default(),
             actors: OnceLock::new(),
-            passivating: AtomicBool::new(false),
+            rounds: Rounds::default(),
             shutting_down: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             failure: OnceLock::new(),

@@ -166,7 +166,8 @@ impl SupervisorBuilder {
         self
     }
 
-    /// How often the reaper looks for work to recover; by default 5 s.
+    /// How often the reaper looks for work to recover; by default 5 s. On a store that several hosts
+    /// share, also how soon what runs here hears of what another host was asked: a cancel, a signal.
     #[must_use]
     pub fn sweep_every(mut self, sweep_every: Duration) -> Self {
         self.config.sweep_every = sweep_every;

@@ -196,7 +196,8 @@ pub struct FirstStart {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetryPause {
     /// Not before, milliseconds since the epoch: by the wall clock as it goes on, without jumps, from
-    /// the open in which this was written.
+    /// the open in which this was written. An open whose wall clock is behind that one's goes by the
+    /// longest that the pause can have been.
     pub retry_at_ms: u64,
     /// The failure that led to it.
     pub error: ProcessError,

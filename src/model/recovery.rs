@@ -23,6 +23,8 @@ pub(crate) struct RecoveryFacts {
     pub(crate) engine_registered: bool,
     /// For how long it has been started, where it has a time limit: not by a clock that jumps.
     pub(crate) started_for_ms: u64,
+    /// When its pause before a retry ends, where it has one: by the clock of whoever asks.
+    pub(crate) pause_ends_ms: u64,
 }
 
 /// What is to be done.
@@ -168,10 +170,10 @@ fn recover_rerunnable(
     if time_left_ms(registration, state, facts.started_for_ms) == Some(0) {
         return RecoveryAction::TimeOut;
     }
-    if let Some(pause) = &state.retry_pause {
+    if state.retry_pause.is_some() {
         return RecoveryAction::Queue {
             reason: StartReason::Retry,
-            not_before_ms: pause.retry_at_ms,
+            not_before_ms: facts.pause_ends_ms,
         };
     }
     let ready = |reason| RecoveryAction::Queue {

@@ -81,6 +81,7 @@ fn ask(
         lease,
         engine_registered,
         started_for_ms: 3_000,
+        pause_ends_ms: state.retry_pause.as_ref().map_or(0, |it| it.retry_at_ms),
     };
     recover(registration, state, facts)
 }

@@ -81,6 +81,16 @@ pub fn deaf() -> impl ProcessEngine {
     })
 }
 
+/// Fails at first, and is content the second time.
+pub fn fails_once() -> impl ProcessEngine {
+    engine("fails-once", |cx: ProcessContext, _| async move {
+        match cx.attempt() {
+            1 => Err(EngineFailure::new("not_yet", "next time").retryable()),
+            attempt => Ok(Value::from(attempt)),
+        }
+    })
+}
+
 pub fn inline() -> ScopedEffectController<'static> {
     ScopedEffectController::inline(ExecutionScope::operation("test"))
 }

@@ -96,13 +96,28 @@ impl Host {
         clock: Arc<HandClock>,
         lease: LeaseTimings,
     ) -> Self {
+        Self::sweeping(store, name, clock, lease, Duration::from_millis(100)).await
+    }
+
+    /// One that does not look by itself at what others wrote: it goes on believing in itself.
+    async fn revenant(store: &InMemoryStore) -> Self {
+        Self::sweeping(store, "one", HandClock::at(NOON_MS), hour(), TTL).await
+    }
+
+    async fn sweeping(
+        store: &InMemoryStore,
+        name: &str,
+        clock: Arc<HandClock>,
+        lease: LeaseTimings,
+        every: Duration,
+    ) -> Self {
         let (begun, attempts) = mpsc::unbounded_channel();
         let supervisor = Supervisor::in_memory_store(store)
             .owner_id(name)
             .clock(clock)
             .lease(lease)
             .engine(Puppet(begun))
-            .sweep_every(Duration::from_millis(100))
+            .sweep_every(every)
             .open()
             .await
             .unwrap();
@@ -156,7 +171,7 @@ async fn close_all<const N: usize>(hosts: [Host; N]) {
 #[tokio::test]
 async fn a_second_host_takes_over_a_lapsed_lease_and_the_revenant_is_refused() {
     let store = InMemoryStore::shared();
-    let one = Host::open(&store, "one", HandClock::at(NOON_MS), hour()).await;
+    let one = Host::revenant(&store).await;
     let request = puppet("p", RecoveryDisposition::Rerunnable);
     one.processes.start(request, inline()).await.unwrap();
     let first = one.attempt().await;
@@ -204,7 +219,7 @@ async fn a_second_host_takes_over_a_lapsed_lease_and_the_revenant_is_refused() {
 #[tokio::test]
 async fn the_outcome_of_a_revenant_does_not_land() {
     let store = InMemoryStore::shared();
-    let one = Host::open(&store, "one", HandClock::at(NOON_MS), hour()).await;
+    let one = Host::revenant(&store).await;
     let request = puppet("p", RecoveryDisposition::Rerunnable);
     one.processes.start(request, inline()).await.unwrap();
     let first = one.attempt().await;
@@ -220,7 +235,7 @@ async fn the_outcome_of_a_revenant_does_not_land() {
         ["process.started", "process.owner_lost", "process.started"]
     );
     second.finish.send(json!("two")).unwrap();
-    for host in [&one, &two] {
+    for host in [&two, &one] {
         let ended = output(&host.processes, "p").await;
         assert_eq!(ended, ProcessAwaitOutput::success("two"));
     }
@@ -231,7 +246,7 @@ async fn the_outcome_of_a_revenant_does_not_land() {
 #[tokio::test]
 async fn an_owner_bound_lapse_without_proof_is_left_stale_until_somebody_asks() {
     let store = InMemoryStore::shared();
-    let one = Host::open(&store, "one", HandClock::at(NOON_MS), hour()).await;
+    let one = Host::revenant(&store).await;
     let request = puppet("p", RecoveryDisposition::OwnerBound);
     one.processes.start(request, inline()).await.unwrap();
     let first = one.attempt().await;
@@ -310,7 +325,7 @@ async fn an_owner_bound_lapse_without_proof_is_left_stale_until_somebody_asks() 
 #[tokio::test]
 async fn a_lapsed_owner_that_nobody_replaced_still_writes_its_outcome() {
     let store = InMemoryStore::shared();
-    let one = Host::open(&store, "one", HandClock::at(NOON_MS), hour()).await;
+    let one = Host::revenant(&store).await;
     let request = puppet("p", RecoveryDisposition::OwnerBound);
     one.processes.start(request, inline()).await.unwrap();
     let first = one.attempt().await;
@@ -322,4 +337,84 @@ async fn a_lapsed_owner_that_nobody_replaced_still_writes_its_outcome() {
         assert_eq!(ended, ProcessAwaitOutput::success("late"));
     }
     close_all([one, two]).await;
+}
+
+/// What another host was asked, and what it took over, reaches what is executed here although nothing
+/// is written here: by the next sweep.
+#[tokio::test]
+async fn what_other_hosts_wrote_reaches_what_is_executed() {
+    let store = InMemoryStore::shared();
+    let one = Host::open(&store, "one", HandClock::at(NOON_MS), hour()).await;
+    let mut attempts = Vec::new();
+    for (id, disposition) in [
+        ("asked", RecoveryDisposition::Rerunnable),
+        ("taken", RecoveryDisposition::Rerunnable),
+        ("given up", RecoveryDisposition::OwnerBound),
+    ] {
+        let request = puppet(id, disposition).with_event_type(ProcessEventType::signal("go"));
+        one.processes.start(request, inline()).await.unwrap();
+        attempts.push(one.attempt().await);
+    }
+    let [asked, taken, given_up] = attempts.try_into().ok().unwrap();
+
+    let two = Host::open(&store, "two", HandClock::at(NOON_MS), hour()).await;
+    let waits = asked.cx.clone();
+    let waiting = tokio::spawn(async move { waits.wait_signal("go").await });
+    until(&two.processes, "asked", |p| p.facets.waiting).await;
+    let go = ProcessEventAppendRequest::signal("go", 7);
+    let sent = two.processes.signal("asked", "go", "1", go, inline());
+    let sent = sent.await.unwrap();
+    assert_eq!(within(waiting).await.unwrap().unwrap(), sent);
+
+    assert_eq!(asked.cx.cancel_reason(), None);
+    two.processes.cancel("asked", inline()).await.unwrap();
+    let reason = within(asked.cx.cancelled()).await;
+    assert!(
+        matches!(reason, CancelReason::Requested { .. }),
+        "{reason:?}"
+    );
+    asked.finish.send(json!("done all the same")).unwrap();
+    let ended = output(&two.processes, "asked").await;
+    assert_eq!(ended, ProcessAwaitOutput::success("done all the same"));
+
+    two.processes
+        .request_abandon("given up", "ops", None)
+        .await
+        .unwrap();
+    let late = HandClock::at(NOON_MS + TTL_MS);
+    let three = Host::open(&store, "three", late, hour()).await;
+    let again = three.attempt().await;
+    assert_eq!(again.cx.process_id(), "taken");
+    for attempt in [taken, given_up] {
+        within(attempt.cx.lease_lost()).await;
+    }
+    again.finish.send(json!("taken over")).unwrap();
+    let ended = output(&one.processes, "taken").await;
+    assert_eq!(ended, ProcessAwaitOutput::success("taken over"));
+    let ended = output(&one.processes, "given up").await;
+    assert_eq!(ended.state(), TerminalState::Abandoned);
+    close_all([one, two, three]).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_says_of_what_another_host_ended_meanwhile_how_it_ended() {
+    let store = InMemoryStore::shared();
+    let one = Host::open(&store, "one", HandClock::at(NOON_MS), hour()).await;
+    let request = puppet("p", RecoveryDisposition::OwnerBound);
+    one.processes.start(request, inline()).await.unwrap();
+    let attempt = one.attempt().await;
+    let two = Host::open(&store, "two", HandClock::at(NOON_MS + TTL_MS), hour()).await;
+    let (report, ()) = tokio::join!(close(&one.supervisor), async {
+        within(async {
+            while one.processes.cancel("none", inline()).await != Err(Error::ShuttingDown) {
+                pause().await;
+            }
+        })
+        .await;
+        let asked = two.processes.request_abandon("p", "ops", None).await;
+        asked.unwrap();
+    });
+    assert_eq!(report.abandoned, ["p"], "{report:?}");
+    assert_eq!(attempt.cx.cancel_reason(), Some(CancelReason::LeaseLost));
+    close_all([two]).await;
 }

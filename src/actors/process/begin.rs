@@ -139,6 +139,7 @@ impl Process {
             lease,
             engine_registered: self.shared.engine_of(&self.registration).is_some(),
             started_for_ms: self.started_for_ms(),
+            pause_ends_ms: self.shared.pause_ends_ms(&self.registration, &self.state),
         };
         match recover(&self.registration, &self.state, facts) {
             RecoveryAction::Queue {
@@ -175,6 +176,7 @@ impl Process {
         claimed: Claimed,
     ) {
         self.beginning = false;
+        self.shared.pause_is_over(self.registration.incarnation);
         let history = self.pending_history.take().unwrap_or_default();
         let Some(engine) = self.shared.engine_of(&self.registration) else {
             return;

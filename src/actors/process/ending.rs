@@ -71,7 +71,9 @@ impl Process {
             warn!(process = %self.registration.id, fencing_token = execution.token.get(),
                 "lease lost: execution stopped");
             execution.lose();
-            self.last_outcome = ShutdownOutcome::Unwritten;
+            if !self.ended_otherwise() {
+                self.last_outcome = ShutdownOutcome::Unwritten;
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::{debug, warn};
 
 use super::flight::{Flight, Member, Purpose, Work};
-use super::messages::Answer;
+use super::messages::{Answer, ShutdownOutcome};
 use super::state::Process;
 use crate::actors::errors::{commit_error, not_granted};
 use crate::model::decide::{Command, Finisher};
@@ -68,6 +68,10 @@ impl Process {
                 event_type = %event.event_type, "event committed");
         }
         let ended = self.durable.terminal().is_some();
+        if ended && (self.execution.is_some() || self.last_outcome != ShutdownOutcome::Idle) {
+            // Its execution may have been given up while this was on its way.
+            self.ended_otherwise();
+        }
         self.shared
             .hub
             .publish(self.registration.incarnation, &events, ended);
@@ -251,6 +255,7 @@ impl Process {
             self.lose_execution();
         }
         self.note_since_history();
+        self.heed_cancel_request();
     }
 }
 

@@ -227,7 +227,7 @@ pub(crate) enum ProcessMsg {
     Watch {
         settled: oneshot::Sender<ShutdownOutcome>,
     },
-    /// Somebody else wrote to the process, or took it out: look at the store.
+    /// Somebody else may have written to the process, or taken it out: look at the store.
     Look,
     /// Go if there is nothing to do.
     Passivate,

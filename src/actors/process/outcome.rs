@@ -18,16 +18,10 @@ impl Process {
             self.drop_execution(token);
             return;
         }
-        let cancel_requested = self.durable.cancel_request.clone();
-        if let (Command::RequestCancel { .. }, Some(request)) = (&work.command, cancel_requested) {
-            if let Some(token) = self.execution.as_ref().map(|running| running.token) {
-                self.stop_execution(
-                    token,
-                    CancelReason::Requested {
-                        requested_by: request.requested_by.clone(),
-                    },
-                );
-            }
+        if matches!(work.command, Command::RequestCancel { .. })
+            && self.durable.cancel_request.is_some()
+        {
+            self.heed_cancel_request();
             self.shared.cancel_children(&self.registration);
             if self.durable.terminal().is_none() && self.execution.is_none() {
                 // Whoever executed it may be gone: then the reaper ends it.
@@ -56,6 +50,18 @@ impl Process {
         }
     }
 
+    /// Tells what is executed to stop if that was asked for, here or through another host.
+    pub(super) fn heed_cancel_request(&mut self) {
+        if let Some(execution) = &self.execution
+            && !execution.settled
+            && execution.cancel.reason().is_none()
+            && let Some(request) = &self.durable.cancel_request
+        {
+            let requested_by = request.requested_by.clone();
+            self.stop_execution(execution.token, CancelReason::Requested { requested_by });
+        }
+    }
+
     /// An engine's own event ended the process: whatever it still does is of no account.
     pub(super) fn end_if_terminal(&mut self) {
         if self.durable.terminal().is_some()
@@ -65,13 +71,13 @@ impl Process {
             execution.settled = true;
             execution.close();
             let token = execution.token;
-            self.last_outcome = ShutdownOutcome::Finished;
             self.stop_execution(token, CancelReason::LeaseLost);
         }
     }
 
-    /// Whether the process has ended all the same, by an event of its engine for one; takes note of how.
-    fn ended_otherwise(&mut self) -> bool {
+    /// Whether the process has ended whatever became of its execution, by an event of its engine for
+    /// one; takes note of how.
+    pub(super) fn ended_otherwise(&mut self) -> bool {
         let Some(state) = self.durable.terminal() else {
             return false;
         };

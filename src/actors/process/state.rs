@@ -181,9 +181,9 @@ impl Process {
                 }
                 self.watchers.push(settled);
             }
-            // What is in flight comes back refused, and looks by itself.
-            ProcessMsg::Look if !self.flights.is_empty() => {}
-            ProcessMsg::Look => self.adopt_store(),
+            ProcessMsg::Look => {
+                self.refresh();
+            }
             ProcessMsg::Passivate => {
                 self.tell_watchers();
                 return !self.passivate();

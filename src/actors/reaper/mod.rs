@@ -114,6 +114,7 @@ impl Actor for Reaper {
                 if state.shared.store.exclusive_epoch().is_none() {
                     // V1: what another host committed, nobody here was told of.
                     state.shared.hub.nudge_all();
+                    state.shared.look_soon();
                     state.shared.attention.note_everything();
                 } else if state.ticks.is_multiple_of(state.everything_every()) {
                     state.shared.attention.note_walk();

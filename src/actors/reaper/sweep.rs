@@ -378,6 +378,7 @@ impl Shared {
                 .as_deref()
                 .is_some_and(|kind| self.engine(kind).is_some()),
             started_for_ms: self.started_for_ms(&registration, &facts.state),
+            pause_ends_ms: self.pause_ends_ms(&registration, &facts.state),
         };
         let action = recover(&registration, &facts.state, facts_of_it);
         Ok(match action {

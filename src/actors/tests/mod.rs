@@ -25,6 +25,7 @@ mod fencing;
 mod gated;
 mod in_flight;
 mod liveness;
+mod own_end;
 mod sessions;
 mod sweeps;
 mod together;

@@ -1,5 +1,6 @@
 //! Appends that arrive together, and are committed together.
 
+use super::conditions::Ground;
 use super::gated::{idle, open, open_at};
 use super::*;
 use crate::store::kv::Kv;
@@ -167,4 +168,65 @@ async fn a_wait_whose_signal_was_refused_is_said_to_have_begun() {
     let output = within(shared.await_output("p")).await.unwrap();
     assert_eq!(output, ProcessAwaitOutput::success(2));
     shut(&runtime).await;
+}
+
+/// It is said that a wait has begun while its signal is on its way. Refused, that leaves a wait that
+/// goes on, and whose slot is for others.
+#[tokio::test]
+async fn a_wait_whose_signal_was_refused_behind_its_beginning_gives_its_slot_to_others() {
+    let go = Arc::new(Semaphore::new(0));
+    let going = Arc::clone(&go);
+    let ground = Ground::open(1, move |cx: ProcessContext| {
+        let go = Arc::clone(&going);
+        async move {
+            if cx.process_id() == "q" {
+                return Ok(Value::Null);
+            }
+            go.acquire().await.unwrap().forget();
+            let signal = cx.wait_signal("go").await?;
+            Ok((*signal.payload).clone())
+        }
+    })
+    .await;
+    let (shared, gated) = (&ground.shared, &ground.gated);
+    let session = SessionScope::new("s");
+    start(shared, "p", RecoveryDisposition::Rerunnable).await;
+    until(|| shared.get("p").unwrap().unwrap().facets.started).await;
+    let descriptor = ProcessHandleDescriptor::default();
+    shared.grant(&session, "p", descriptor).await.unwrap();
+    gated.shut();
+    let revoking = {
+        let (shared, session) = (Arc::clone(shared), session.clone());
+        tokio::spawn(async move { shared.revoke(&session, "p").await })
+    };
+    until(|| gated.count() == 1).await;
+    go.add_permits(1);
+    until(|| gated.count() == 2).await;
+    let send = |number: u64, granted_to: Option<SessionScope>| {
+        let request = ProcessEventAppendRequest::signal("go", number);
+        let signal = prepare_signal("p", "go", &number.to_string(), request).unwrap();
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move { shared.append("p", signal, granted_to.as_ref()).await })
+    };
+    let refused = send(1, Some(session));
+    // The signal, and the end of the wait.
+    until(|| gated.count() == 4).await;
+    gated.open_gate();
+    within(revoking).await.unwrap().unwrap();
+    assert_eq!(within(refused).await.unwrap(), Err(Error::unknown("p")));
+    // The one slot there is.
+    start(shared, "q", RecoveryDisposition::Rerunnable).await;
+    within(shared.await_output("q")).await.unwrap();
+    let found = shared.get("p").unwrap().unwrap();
+    assert!(found.facets.waiting, "{found:?}");
+    let record = shared.record("p").unwrap().unwrap();
+    assert_eq!(record.wait.unwrap().signals.len(), 1);
+    within(send(2, None)).await.unwrap().unwrap();
+    let output = within(shared.await_output("p")).await.unwrap();
+    assert_eq!(output, ProcessAwaitOutput::success(2));
+    let log = shared.events("p", 0).await.unwrap();
+    let types: Vec<_> = log.iter().map(|event| &*event.event_type).collect();
+    let waited = ["process.waiting", "signal.go", "process.resumed"];
+    assert_eq!(types[1..4], waited);
+    shut(&ground.runtime).await;
 }
