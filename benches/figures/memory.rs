@@ -13,9 +13,10 @@ use super::setup::{
 };
 use super::{Ask, print};
 
-const CACHE_BYTES: u64 = 16 << 20;
+/// Small, so that it is full before anything is counted: it is the store's, however many processes run.
+const CACHE_BYTES: u64 = 2 << 20;
 /// Processes before those that are counted: the store's cache and the runtime's own are warm then.
-const WARM: u64 = 1_000;
+const WARM: u64 = 2_000;
 
 /// A case: its name, how many processes, and what it does with a store.
 const CASES: [(&str, u64); 5] = [
