@@ -4,6 +4,7 @@
 pub(crate) mod prune;
 mod wakes;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -63,8 +64,14 @@ impl Proposal for Submission {
             exclusive_epoch: self.exclusive_epoch,
             receipt: Receipt::default(),
             own: reads_own(&self.set.changes).then(BTreeMap::new),
+            known: RefCell::default(),
         };
-        self.verdict = match resolver.run(&self.set) {
+        let WriteSet {
+            conditions,
+            changes,
+            ..
+        } = &mut self.set;
+        self.verdict = match resolver.run(conditions, changes) {
             Ok(()) => Ok(resolver.receipt),
             Err(Stop::Refused(refusal)) => Err(refusal),
             Err(Stop::Failed(error)) => return Err(error),
@@ -129,14 +136,26 @@ struct Resolver<'a, 'b> {
     /// What the set has written so far, where one of its changes may rest on an earlier one:
     /// `None` behind a key that it deleted.
     own: Option<BTreeMap<Bytes, Option<Bytes>>>,
+    /// The state that was looked at last, since conditions and changes of a set are nearly always about
+    /// one process.
+    known: RefCell<Option<KnownState>>,
+}
+
+/// A state as it is, checked and taken apart.
+struct KnownState {
+    row: Row,
+    key: Bytes,
+    front: StateFront,
+    body: Bytes,
 }
 
 impl Resolver<'_, '_> {
-    fn run(&mut self, set: &WriteSet) -> Result<(), Stop> {
-        for condition in &set.conditions {
+    /// What goes into the operations whole is moved out of the changes.
+    fn run(&mut self, conditions: &[Condition], changes: &mut [Change]) -> Result<(), Stop> {
+        for condition in conditions {
             self.check(condition)?;
         }
-        for change in &set.changes {
+        for change in changes {
             self.change(change)?;
         }
         if self.cx.ops.is_empty() {
@@ -227,7 +246,7 @@ impl Resolver<'_, '_> {
         }
     }
 
-    fn change(&mut self, change: &Change) -> Result<(), Stop> {
+    fn change(&mut self, change: &mut Change) -> Result<(), Stop> {
         match change {
             Change::Register(register) => self.register(register),
             Change::Append(append) => self.append(append),
@@ -308,15 +327,15 @@ impl Resolver<'_, '_> {
         }
     }
 
-    fn register(&mut self, new: &Register) -> Result<(), Stop> {
+    fn register(&mut self, new: &mut Register) -> Result<(), Stop> {
         let row = new.row;
         self.put(
             keys::id(&new.id),
             codec::encode(&StoredId::Live(row.into()))?,
         );
-        self.put(keys::head(row), new.head.clone());
-        if let Some(body) = &new.body {
-            self.put(keys::body(row), body.clone());
+        self.put(keys::head(row), std::mem::take(&mut new.head));
+        if let Some(body) = new.body.take() {
+            self.put(keys::body(row), body);
         }
         self.put_once(keys::running(row), Bytes::from_static(NOTHING));
         let position = self.next_position();
@@ -360,7 +379,7 @@ impl Resolver<'_, '_> {
         Ok(())
     }
 
-    fn append(&mut self, append: &Append) -> Result<(), Stop> {
+    fn append(&mut self, append: &mut Append) -> Result<(), Stop> {
         let row = append.row;
         let (mut front, body) = self.state_value(row)?;
         // P2 and E1 do not rest on the conditions that a set happens to name. What has ended is not
@@ -384,13 +403,13 @@ impl Resolver<'_, '_> {
                 front.owner = 0;
             }
         }
-        for (sequence, value) in (append.first_sequence..).zip(&append.events) {
+        for (sequence, value) in (append.first_sequence..).zip(append.events.drain(..)) {
             front.last_sequence = sequence;
             front.log_bytes += value.len() as u64;
             self.cx.ops.push(Op::Append {
                 incarnation: row.incarnation.get(),
                 sequence,
-                value: value.clone(),
+                value,
             });
         }
         if let Some(at_ms) = append.terminal_at_ms {
@@ -435,11 +454,26 @@ impl Resolver<'_, '_> {
     }
 
     fn state_value(&self, row: Row) -> Result<(StateFront, Bytes), Stop> {
-        let bytes = self.raw(&keys::state(row))?.ok_or(Refusal::Gone)?;
+        self.known(row, |known| (known.front, known.body.clone()))
+    }
+
+    /// Shows the state of a process, read if it is not the one that was looked at last.
+    fn known<T>(&self, row: Row, show: impl FnOnce(&KnownState) -> T) -> Result<T, Stop> {
+        let mut known = self.known.borrow_mut();
+        if let Some(known) = known.as_ref().filter(|known| known.row == row) {
+            return Ok(show(known));
+        }
+        let key = keys::state(row);
+        let bytes = self.raw(&key)?.ok_or(Refusal::Gone)?;
         let opened = codec::open::<StoredState>(&bytes)?;
         let (front, body) = StateFront::split(opened)?;
         let body = bytes.slice_ref(body);
-        Ok((front, body))
+        Ok(show(known.insert(KnownState {
+            row,
+            key,
+            front,
+            body,
+        })))
     }
 
     /// Whether a process is there. What a pruned one left is for the prune to erase, and to count:
@@ -449,12 +483,16 @@ impl Resolver<'_, '_> {
     }
 
     fn front(&self, row: Row) -> Result<StateFront, Stop> {
-        self.state_value(row).map(|(front, _)| front)
+        self.known(row, |known| known.front)
     }
 
     fn put_state(&mut self, row: Row, front: StateFront, body: &[u8]) -> Result<(), Stop> {
         let value = codec::seal::<StoredState>(&front.to_bytes(), body)?;
-        self.put(keys::state(row), value);
+        let known = self.known.take().filter(|known| known.row == row);
+        self.put(
+            known.map_or_else(|| keys::state(row), |known| known.key),
+            value,
+        );
         Ok(())
     }
 
@@ -557,6 +595,11 @@ impl Resolver<'_, '_> {
     }
 
     fn remember(&mut self, key: &Bytes, value: Option<&Bytes>) {
+        // What was read of a state that changes is no longer so.
+        let known = self.known.get_mut();
+        if known.as_ref().is_some_and(|known| known.key == *key) {
+            *known = None;
+        }
         if let Some(own) = &mut self.own {
             own.insert(key.clone(), value.cloned());
         }

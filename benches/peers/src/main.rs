@@ -13,6 +13,10 @@ mod systems;
 
 use args::{Args, Task};
 
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let task = match Args::parse(std::env::args().skip(1)) {
         Ok(task) => task,
