@@ -102,9 +102,26 @@ struct Key(Vec<u8>);
 
 impl Key {
     fn new(kind: u8) -> Self {
-        let mut bytes = Vec::with_capacity(48);
-        bytes.push(kind);
-        Self(bytes)
+        Self::with_room(kind, 47)
+    }
+
+    /// With room for so many bytes behind the kind: a key of exactly that length is one allocation, any
+    /// other two.
+    fn with_room(kind: u8, bytes: usize) -> Self {
+        let mut key = Vec::with_capacity(1 + bytes);
+        key.push(kind);
+        Self(key)
+    }
+
+    /// For a row and nothing else.
+    fn of_row(kind: u8, row: Row) -> Self {
+        let row = row.to_bytes();
+        Self::with_room(kind, row.len()).raw(&row)
+    }
+
+    /// For a number and nothing else.
+    fn of_number(kind: u8, number: u64) -> Self {
+        Self::with_room(kind, size_of::<u64>()).number(number)
     }
 
     fn text(mut self, text: &str) -> Self {
@@ -176,7 +193,7 @@ pub(crate) fn id(id: &str) -> Bytes {
 }
 
 pub(crate) fn head(row: Row) -> Bytes {
-    Key::new(kind::HEAD).row(row).done()
+    Key::of_row(kind::HEAD, row).done()
 }
 
 pub(crate) fn heads() -> KeyRange {
@@ -184,11 +201,11 @@ pub(crate) fn heads() -> KeyRange {
 }
 
 pub(crate) fn body(row: Row) -> Bytes {
-    Key::new(kind::BODY).row(row).done()
+    Key::of_row(kind::BODY, row).done()
 }
 
 pub(crate) fn state(row: Row) -> Bytes {
-    Key::new(kind::STATE).row(row).done()
+    Key::of_row(kind::STATE, row).done()
 }
 
 pub(crate) fn grant(scope: &SessionScope, row: Row) -> Bytes {
@@ -258,7 +275,7 @@ pub(crate) fn children(parent: Incarnation) -> KeyRange {
 }
 
 pub(crate) fn running(row: Row) -> Bytes {
-    Key::new(kind::RUNNING).row(row).done()
+    Key::of_row(kind::RUNNING, row).done()
 }
 
 pub(crate) fn all_running() -> KeyRange {
@@ -266,7 +283,7 @@ pub(crate) fn all_running() -> KeyRange {
 }
 
 pub(crate) fn feed(position: u64) -> Bytes {
-    Key::new(kind::FEED).number(position).done()
+    Key::of_number(kind::FEED, position).done()
 }
 
 /// The feed after a position.
@@ -289,7 +306,7 @@ pub(crate) fn replays(incarnation: Incarnation) -> KeyRange {
 }
 
 pub(crate) fn owner(number: OwnerNumber) -> Bytes {
-    Key::new(kind::OWNER).number(number.get()).done()
+    Key::of_number(kind::OWNER, number.get()).done()
 }
 
 pub(crate) fn owners() -> KeyRange {
@@ -349,7 +366,7 @@ pub(crate) fn wakes_of_process_after(row: Row, position: u64) -> KeyRange {
 }
 
 pub(crate) fn wake_target(row: Row) -> Bytes {
-    Key::new(kind::WAKE_TARGET).row(row).done()
+    Key::of_row(kind::WAKE_TARGET, row).done()
 }
 
 pub(crate) fn watched(scope: &SessionScope, row: Row) -> Bytes {
@@ -361,7 +378,7 @@ pub(crate) fn watched_by_session(session_id: &str) -> KeyRange {
 }
 
 pub(crate) fn tombstone(incarnation: Incarnation) -> Bytes {
-    Key::new(kind::TOMBSTONE).number(incarnation.get()).done()
+    Key::of_number(kind::TOMBSTONE, incarnation.get()).done()
 }
 
 pub(crate) fn tombstones() -> KeyRange {
@@ -369,7 +386,7 @@ pub(crate) fn tombstones() -> KeyRange {
 }
 
 pub(crate) fn remains(incarnation: Incarnation) -> Bytes {
-    Key::new(kind::REMAINS).number(incarnation.get()).done()
+    Key::of_number(kind::REMAINS, incarnation.get()).done()
 }
 
 pub(crate) fn all_remains() -> KeyRange {
@@ -377,7 +394,7 @@ pub(crate) fn all_remains() -> KeyRange {
 }
 
 pub(crate) fn feed_epoch(epoch: u64) -> Bytes {
-    Key::new(kind::FEED_EPOCH).number(epoch).done()
+    Key::of_number(kind::FEED_EPOCH, epoch).done()
 }
 
 /// The epochs after one.
