@@ -11,6 +11,8 @@ mod kv_laws;
 mod laws;
 pub(crate) mod locks;
 pub(crate) mod memory_kv;
+#[cfg(test)]
+pub(crate) mod noted;
 pub(crate) mod process_store;
 pub(crate) mod query;
 pub(crate) mod read;

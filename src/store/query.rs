@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
-use super::codec::stored::EventRef;
+use super::codec::stored::{EventRef, StateFront};
 use super::error::StoreError;
 use super::keys::Row;
 use super::read::{Created, IdEntry, Index, View, index_of_originator};
@@ -23,6 +23,12 @@ const ROWS_PER_PAGE_MAX: usize = 10_000;
 const ROWS_PER_SCAN: usize = 256;
 /// Items of a page that room is made for beforehand.
 const ROOM_MAX: usize = 128;
+
+/// The index for the originator that a filter names.
+fn originator_index(filter: &ProcessListFilter) -> Option<Index> {
+    let named = filter.originator_scope_id.as_deref()?;
+    index_of_originator(&ProcessOriginator::parse_scope_id(named)?)
+}
 
 /// Why a list could not be made.
 #[derive(Debug)]
@@ -55,13 +61,7 @@ impl View {
         if let Some(parent) = parent {
             return Index::ChildrenOf(parent);
         }
-        if let Some(index) = filter
-            .originator_scope_id
-            .as_deref()
-            .and_then(ProcessOriginator::parse_scope_id)
-            .as_ref()
-            .and_then(index_of_originator)
-        {
+        if let Some(index) = originator_index(filter) {
             return index;
         }
         match filter.status {
@@ -199,11 +199,13 @@ impl View {
         filter: &ProcessListFilter,
         parent: Option<Incarnation>,
     ) -> Result<Option<ObservedProcess>, QueryError> {
-        let Some(summary) = self.summary(row)? else {
+        // What is looked at goes from cheap to dear, and most of a long list ends at the first step: one
+        // key, of which the front alone is read.
+        let may_be = |front: &StateFront| filter.status.may_admit(front.terminal_at_ms().is_some());
+        let Some(summary) = self.summary_if(row, may_be)? else {
             return Ok(None);
         };
-        let process = self.observe(summary)?;
-        let of = process.parent.as_ref();
+        let of = summary.head.provenance.parent.as_ref();
         if parent.is_some() && of.map(|of| of.incarnation) == parent {
             // All children of an incarnation name the same id.
             if of.map(|of| &of.process_id) != filter.parent.as_ref() {
@@ -212,7 +214,10 @@ impl View {
         } else if parent.is_some() {
             return Ok(None);
         }
-        Ok(filter.admits(&process).then_some(process))
+        if !filter.admits_facts(&summary.filter_facts()) {
+            return Ok(None);
+        }
+        Ok(Some(self.observe(summary)?))
     }
 
     /// A process as observers see it.

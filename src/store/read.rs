@@ -335,14 +335,31 @@ impl View {
 
     /// A process as lists see it.
     pub(crate) fn summary(&self, row: Row) -> Result<Option<ProcessSummary>, StoreError> {
+        self.summary_if(row, |_| true)
+    }
+
+    /// The same where the front of its state is such as is wanted; of another nothing else is read.
+    pub(crate) fn summary_if(
+        &self,
+        row: Row,
+        wanted: impl FnOnce(&StateFront) -> bool,
+    ) -> Result<Option<ProcessSummary>, StoreError> {
+        let state = self.kv.get(&keys::state(row))?;
+        let state = match &state {
+            Some(bytes) => Some(StateFront::split(codec::open::<StoredState>(bytes)?)?),
+            None => None,
+        };
+        if state.as_ref().is_some_and(|(front, _)| !wanted(front)) {
+            return Ok(None);
+        }
         let Some(head) = self.get::<StoredHead>(&keys::head(row))? else {
             return Ok(None);
         };
         let (head, _) = head.facts(row);
-        let (facts, front) = self.state(row)?.ok_or_else(|| missing("state", &head.id))?;
+        let (front, body) = state.ok_or_else(|| missing("state", &head.id))?;
         Ok(Some(ProcessSummary {
             head,
-            facts,
+            facts: codec::decode_body::<StoredState>(body)?.facts(front.last_sequence)?,
             edges: front.into(),
         }))
     }
