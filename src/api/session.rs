@@ -356,7 +356,7 @@ impl SessionProcessAdmin {
         &self,
         scoped_effect_controller: ScopedEffectController<'_>,
     ) -> Result<Vec<ProcessCancelSummary>> {
-        let mut summaries = super::commands::cancel_all_granted(
+        let summaries = super::commands::cancel_all_granted(
             &self.shared,
             &self.scopes,
             &self.own,
@@ -364,15 +364,9 @@ impl SessionProcessAdmin {
         )
         .await?;
         // What was lost meanwhile, or since a journal recorded it, is not told of any more.
-        let mut held = Vec::with_capacity(summaries.len());
-        for summary in summaries.drain(..) {
-            match self.held(&summary.process_id) {
-                Ok(_) => held.push(summary),
-                Err(Error::UnknownProcess { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(held)
+        self.shared
+            .cancelled_of(self.scopes.clone(), summaries)
+            .await
     }
 
     /// Gives grants of this session to another scope, all or none.

@@ -18,6 +18,7 @@ pub(crate) mod query;
 pub(crate) mod read;
 pub(crate) mod resolve;
 pub(crate) mod sled_kv;
+pub(crate) mod taken;
 #[cfg(test)]
 mod testing;
 pub(crate) mod verify;

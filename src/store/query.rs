@@ -12,8 +12,7 @@ use crate::model::limits::{
 };
 use crate::model::{
     ContentHash, Incarnation, ObservedProcess, ObservedProcessEvent, Page, PageCursor,
-    ProcessHandleDescriptor, ProcessListFilter, ProcessOriginator, ProcessWorkItem,
-    ProcessWorkSnapshot, StatusFilter,
+    ProcessHandleDescriptor, ProcessListFilter, ProcessOriginator, ProcessWorkItem, StatusFilter,
 };
 
 /// Most rows that one page looks at: a filter that admits little answers with a short page and a
@@ -290,16 +289,22 @@ impl View {
 
     /// The same as a snapshot, newest change first.
     #[cfg(test)]
-    pub(crate) fn snapshot(&self, session_id: &str) -> Result<ProcessWorkSnapshot, StoreError> {
-        self.snapshot_of(session_id, self.visible_to_session(session_id)?)
-    }
-
-    /// A snapshot of these processes.
-    pub(crate) fn snapshot_of(
+    pub(crate) fn snapshot(
         &self,
         session_id: &str,
+    ) -> Result<crate::model::ProcessWorkSnapshot, StoreError> {
+        let items = self.snapshot_of(self.visible_to_session(session_id)?)?;
+        Ok(crate::model::ProcessWorkSnapshot::new(
+            session_id.to_owned(),
+            items,
+        ))
+    }
+
+    /// What a snapshot shows of these processes.
+    pub(crate) fn snapshot_of(
+        &self,
         visible: Vec<(Row, ProcessHandleDescriptor)>,
-    ) -> Result<ProcessWorkSnapshot, StoreError> {
+    ) -> Result<Vec<ProcessWorkItem>, StoreError> {
         let mut found = Vec::with_capacity(visible.len());
         for (row, descriptor) in visible {
             if let Some(summary) = self.summary(row)? {
@@ -320,22 +325,9 @@ impl View {
                 room = room.saturating_sub(bytes);
                 events
             };
-            items.push(ProcessWorkItem {
-                kind: descriptor.kind.clone().or_else(|| process.kind.clone()),
-                label: descriptor.label.clone().or_else(|| process.label.clone()),
-                process,
-                descriptor,
-                events,
-            });
+            items.push(ProcessWorkItem::new(process, descriptor, events));
         }
-        Ok(ProcessWorkSnapshot {
-            session_id: session_id.to_owned(),
-            visible_process_ids: items
-                .iter()
-                .map(|item| item.process.process_id.clone())
-                .collect(),
-            items,
-        })
+        Ok(items)
     }
 }
 

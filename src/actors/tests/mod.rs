@@ -23,6 +23,7 @@ mod closing;
 mod conditions;
 mod fencing;
 mod gated;
+mod held;
 mod in_flight;
 mod liveness;
 mod own_end;
