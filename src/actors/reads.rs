@@ -12,10 +12,13 @@ use crate::model::{
     QueuedReason, RecoveryDisposition, Result, SessionScope, ids,
 };
 use crate::store::keys::Row;
-use crate::store::read::{IdEntry, Index, LoadedProcess, View};
+use crate::store::read::{IdEntry, Index, LoadedProcess, StoredOutcome, View};
 
 /// Bytes of events that one page of a log holds at the most, but for a single larger one.
 const EVENTS_PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of an outcome, as it is stored, that are gone through on the thread of whoever waits for it.
+const OUTCOME_HERE_BYTES_MAX: usize = 64 << 10;
 
 /// Which processes a list is about.
 #[derive(Debug, Clone)]
@@ -257,9 +260,22 @@ impl Shared {
         .await
     }
 
-    /// Looks for the outcome of an incarnation: two keys, on the caller's thread, since every wait ends
-    /// here and a turn on another thread would cost it more than they do.
-    pub(crate) fn outcome(&self, id: &str, row: Row) -> Result<Option<ProcessAwaitOutput>> {
+    /// Looks for the outcome of an incarnation: the front of its state, and then its last event, with
+    /// what declares that event's type where it is not the runtime's own. On the caller's thread, since
+    /// every wait ends here and a turn on another thread would cost it more than they do; what is large
+    /// is gone through on another one.
+    async fn outcome(&self, id: &str, row: Row) -> Result<Option<ProcessAwaitOutput>> {
+        let stored = match self.stored_outcome(id, row)? {
+            Some(stored) => stored,
+            None => return Ok(None),
+        };
+        if stored.bytes() <= OUTCOME_HERE_BYTES_MAX {
+            return Ok(Some(stored.read()?));
+        }
+        blocking(move || Ok(stored.read()?)).await.map(Some)
+    }
+
+    fn stored_outcome(&self, id: &str, row: Row) -> Result<Option<StoredOutcome>> {
         let view = self.view()?;
         let Some(front) = view.front(row)? else {
             return Err(gone(&view, id, row)?);
@@ -267,9 +283,7 @@ impl Shared {
         if front.terminal_at_ms().is_none() {
             return Ok(None);
         }
-        Ok(view
-            .load(row)?
-            .and_then(|loaded| loaded.state.status.output().cloned()))
+        Ok(Some(view.outcome(id, row, front.last_sequence)?))
     }
 
     /// Waits for the outcome of a process, bound to the incarnation that the id stands for now.
@@ -295,7 +309,7 @@ impl Shared {
         loop {
             // Registered first, looked second: what commits in between is heard (W2).
             listener.seen();
-            if let Some(output) = self.outcome(id, row)? {
+            if let Some(output) = self.outcome(id, row).await? {
                 return Ok(output);
             }
             if self.is_closed() {

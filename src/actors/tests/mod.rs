@@ -27,6 +27,7 @@ mod held;
 mod in_flight;
 mod liveness;
 mod own_end;
+mod reading;
 mod sessions;
 mod sweeps;
 mod together;
