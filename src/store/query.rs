@@ -29,6 +29,12 @@ fn originator_index(filter: &ProcessListFilter) -> Option<Index> {
     index_of_originator(&ProcessOriginator::parse_scope_id(named)?)
 }
 
+/// Whether a list that is about everything goes through everything, or all that runs: its filter names
+/// nothing that there is a narrower index for.
+pub(crate) fn goes_through_all(filter: &ProcessListFilter) -> bool {
+    filter.parent.is_none() && originator_index(filter).is_none()
+}
+
 /// Why a list could not be made.
 #[derive(Debug)]
 pub(crate) enum QueryError {

@@ -6,8 +6,9 @@ use std::task::Poll;
 use super::gated::Does;
 use super::held::{driven, noted_on, noted_with, polled};
 use super::*;
+use crate::actors::reads::ListScope;
 use crate::store::keys::kind;
-use crate::store::noted::Notes;
+use crate::store::noted::{Notes, Read};
 
 /// Where walks through a whole store go.
 const WALKS: &str = "procession-walk";
@@ -78,6 +79,70 @@ async fn the_outcome_of_a_declared_event_is_read_with_what_declares_it() {
         let mut expected = vec![Some(kind::ID), Some(kind::STATE), None, Some(kind::HEAD)];
         expected.extend(extra.map(Some));
         assert_eq!(sorts(&notes), expected, "{id}");
+    }
+    shut(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_list_through_the_whole_store_goes_where_walks_go_and_lets_others_in_between() {
+    let (runtime, notes) = noted_on(&MemoryKv::private()).await;
+    let shared = &runtime.shared;
+    // More than a page.
+    let mut starts = JoinSet::new();
+    for n in 0..limits::LIST_PAGE_MAX + 1 {
+        let shared = Arc::clone(shared);
+        starts.spawn(async move {
+            start(
+                &shared,
+                &format!("p{n}"),
+                RecoveryDisposition::ExternallyOwned,
+            )
+            .await;
+        });
+    }
+    within(async { while starts.join_next().await.is_some() {} }).await;
+    let scope = SessionScope::new("s");
+    let silent = ProcessHandleDescriptor::default();
+    shared.grant(&scope, "p0", silent).await.unwrap();
+    let heads = |reads: &[Read], on_walk: bool| {
+        let on = |read: &&Read| read.sort == Some(kind::HEAD) && (read.on == WALKS) == on_walk;
+        reads.iter().filter(on).count()
+    };
+    for filter in [ProcessListFilter::any(), ProcessListFilter::default()] {
+        notes.take();
+        let other = Arc::clone(shared);
+        let walk = shared.walk(move || Ok(other.view()?.incarnation_of("p7")?));
+        let (listed, walked) = tokio::join!(shared.list(ListScope::All, &filter), walk);
+        assert_eq!(listed.unwrap().len(), limits::LIST_PAGE_MAX + 1);
+        assert!(walked.unwrap().is_some());
+        let reads = notes.take();
+        assert_eq!(heads(&reads, false), 0);
+        let on_walk: Vec<_> = reads.iter().filter(|read| read.on == WALKS).collect();
+        let other = on_walk.iter().position(|read| read.sort == Some(kind::ID));
+        let last = on_walk
+            .iter()
+            .rposition(|read| read.sort == Some(kind::HEAD));
+        assert!(
+            other.unwrap() < last.unwrap(),
+            "it waited for all of the list"
+        );
+
+        let page = PageRequest::first(10);
+        let found = shared.list_page(ListScope::All, &filter, &page).await;
+        assert_eq!(found.unwrap().items.len(), 10);
+        assert_eq!(heads(&notes.take(), false), 0);
+    }
+    // What goes through a narrower index goes where reads go.
+    let by_scope = ProcessListFilter {
+        originator_scope_id: Some("session:nobody".into()),
+        ..ProcessListFilter::default()
+    };
+    let granted = ListScope::GrantedTo(scope);
+    let any = ProcessListFilter::any();
+    for (of, filter, shown) in [(granted, &any, 1), (ListScope::All, &by_scope, 0)] {
+        notes.take();
+        assert_eq!(shared.list(of, filter).await.unwrap().len(), shown);
+        assert_eq!(heads(&notes.take(), true), 0);
     }
     shut(&runtime).await;
 }
