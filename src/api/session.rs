@@ -423,10 +423,14 @@ impl SessionProcessAdmin {
         asked.map_err(hide(process_id))
     }
 
-    /// The granted processes, newest change first, each with its last 32 events.
+    /// The granted processes, newest change first, each with its last 32 events, or fewer: the newest
+    /// within [`SNAPSHOT_PROCESS_BYTES_MAX`](crate::limits::SNAPSHOT_PROCESS_BYTES_MAX), and within
+    /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX) for all processes together. Where that
+    /// is used up, those that changed longer ago show no events; [`SessionProcessAdmin::events`] has them.
     ///
     /// # Errors
-    /// Those of the store.
+    /// `Timeout` where the session has more than can be read from one state of the store, tried again;
+    /// those of the store.
     pub async fn snapshot(&self) -> Result<ProcessWorkSnapshot> {
         self.shared.work(Whose::Granted(self.scopes.clone())).await
     }
