@@ -271,11 +271,58 @@ async fn g1_a_journal_shows_a_session_nothing_of_what_it_does_not_hold() {
         );
         assert_eq!(journaled.to_string(), bare.to_string());
 
-        // What it holds it may be told of.
+        // That it is taken it may be told once it holds it, and what was asked for only where it asked.
+        let difference = |refused: &Error| match refused {
+            Error::ReplayMismatch { difference, .. } => difference.clone(),
+            other => panic!("{other:?}"),
+        };
         let descriptor = ProcessHandleDescriptor::default();
-        processes.grant(&scope, "p", descriptor).await.unwrap();
+        processes
+            .grant(&scope, "p", descriptor.clone())
+            .await
+            .unwrap();
         let held = session.start(asked(1), in_turn()).await.unwrap_err();
-        assert!(matches!(held, Error::ReplayMismatch { .. }), "{held:?}");
+        assert_eq!(difference(&held), NOT_SHOWN);
+        let own = |n| ProcessStartRequest {
+            id: "own".into(),
+            ..asked(n)
+        };
+        session.start(own(1), in_turn()).await.unwrap();
+        let differs = session.start(own(2), in_turn()).await.unwrap_err();
+        assert_eq!(difference(&differs), "/input/metadata was 1, is 2");
+
+        // A cancel of all is one effect of a scope of execution, whoever asked for it first.
+        let alien = SessionScope::new("alien").with_frame("x");
+        let first = supervisor.session(alien.clone()).processes();
+        first.cancel_all(in_turn()).await.unwrap();
+        let second = session.cancel_all(in_turn()).await.unwrap_err();
+        assert_eq!(difference(&second), NOT_SHOWN);
+        // The host is told.
+        let host = processes.cancel_all(in_turn()).await.unwrap_err();
+        assert!(difference(&host).contains(&alien.id()), "{host:?}");
+
+        // What was signalled the log says, and whom it was to wake nothing does.
+        let go = |n| ProcessEventAppendRequest::signal("go", n);
+        let noted = noted("signalled");
+        processes.start(noted, inline()).await.unwrap();
+        for scope in [&scope, &alien] {
+            let descriptor = descriptor.clone();
+            processes
+                .grant(scope, "signalled", descriptor)
+                .await
+                .unwrap();
+        }
+        let woken = go(1).with_wake_target_scope(Some(alien.clone()));
+        first
+            .signal("signalled", "go", "1", woken, in_turn())
+            .await
+            .unwrap();
+        for (n, expected) in [(1, NOT_SHOWN), (2, "/payload was 1, is 2")] {
+            let again = session.signal("signalled", "go", "1", go(n), in_turn());
+            assert_eq!(difference(&again.await.unwrap_err()), expected);
+        }
         close_clean(&supervisor).await;
     }
 }
+
+const NOT_SHOWN: &str = "what was recorded is not shown to this session";

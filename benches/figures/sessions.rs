@@ -5,6 +5,9 @@
 //! keeps it open and measures when it is told to. In every round each call is measured on all stores,
 //! one right after the other, so that a machine that gets slower or busier is so for all of them; a
 //! ratio compares figures of one round, and the middle one of all rounds counts.
+//!
+//! Two sessions have all that they hold among the first thousand processes: side by side, however much
+//! else is stored. What a third one holds is spread evenly over each store.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
@@ -12,8 +15,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use procession::{
-    ProcessEventAppendRequest, ProcessEventType, ProcessListFilter, ProcessOriginator,
-    ProcessStartGrant, ProcessStartRequest, Processes, SessionScope, Supervisor,
+    ProcessEventAppendRequest, ProcessEventType, ProcessHandleDescriptor, ProcessListFilter,
+    ProcessOriginator, ProcessStartGrant, ProcessStartRequest, Processes, SessionScope, Supervisor,
 };
 use serde_json::{Value, json};
 
@@ -24,9 +27,9 @@ use super::{Ask, print};
 const SIZES: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
 /// The largest with `--quick`.
 const QUICK_MAX: u64 = 10_000;
-/// Processes granted to each of the two sessions.
+/// Processes granted to each of the sessions.
 const GRANTED: u64 = 50;
-/// Of every so many of the first thousand processes, one belongs to each session.
+/// Of every so many of the first thousand processes, one belongs to each of the first two.
 const EVERY: u64 = 20;
 const CACHE_BYTES: u64 = 64 << 20;
 /// Rounds, and how many with `--quick`.
@@ -44,6 +47,11 @@ fn few() -> SessionScope {
 
 fn many() -> SessionScope {
     SessionScope::new("many")
+}
+
+/// The session whose processes are spread over a store of this size. A larger store is a copy of it.
+fn spread(stored: u64) -> SessionScope {
+    SessionScope::new(format!("spread-{stored}"))
 }
 
 fn note(number: u64) -> ProcessEventAppendRequest {
@@ -72,6 +80,25 @@ async fn add(processes: &Processes, number: u64) {
     }
 }
 
+/// Has a session of its own hold every so many of all processes of a store, none of which another of the
+/// measured sessions holds: that of a smaller store holds those next to them.
+async fn add_spread(supervisor: &Supervisor, stored: u64) {
+    let processes = supervisor.processes();
+    let scope = spread(stored);
+    let smaller = SIZES.iter().filter(|size| **size < stored).count() as u64;
+    for number in 0..GRANTED {
+        let id = format!("p-{}", number * (stored / GRANTED) + 5 + smaller);
+        let descriptor = ProcessHandleDescriptor::label("some work");
+        let granted = processes.grant(&scope, &id, descriptor).await;
+        granted.expect("a grant");
+        for event in 0..4 {
+            let appended = processes.append_event(&id, note(event)).await;
+            appended.expect("an append");
+        }
+    }
+    setup::drain(supervisor).await;
+}
+
 async fn grow(supervisor: &Supervisor, from: u64, to: u64) {
     let processes = supervisor.processes();
     setup::each(setup::MAKERS, from..to, move |number| {
@@ -82,21 +109,31 @@ async fn grow(supervisor: &Supervisor, from: u64, to: u64) {
     setup::drain(supervisor).await;
 }
 
-const CALLS: [&str; 4] = [
+const CALLS: [&str; 6] = [
     "list_granted_to",
+    "list_granted_to_spread",
     "list_originated_by",
     "session_snapshot_4",
+    "session_snapshot_4_spread",
     "session_snapshot_32",
 ];
 
-/// Makes a call, and says how many processes it showed.
-async fn call(name: &str, processes: &Processes) -> usize {
+/// Makes a call on a store of this size, and says how many processes it showed.
+async fn call(name: &str, processes: &Processes, stored: u64) -> usize {
     let all = ProcessListFilter::any();
     let shown = match name {
         "list_granted_to" => processes
             .list_granted_to(&few(), &all)
             .await
             .map(|l| l.len()),
+        "list_granted_to_spread" => {
+            let listed = processes.list_granted_to(&spread(stored), &all).await;
+            listed.map(|l| l.len())
+        }
+        "session_snapshot_4_spread" => {
+            let shown = processes.session_snapshot(spread(stored).session_id).await;
+            shown.map(|s| s.items.len())
+        }
         "list_originated_by" => {
             let listed = processes.list_originated_by(&few(), &all).await;
             listed.map(|l| l.len())
@@ -129,7 +166,8 @@ pub(crate) fn run(ask: &Ask) {
     }
     let mut measuring: Vec<Measuring> = stores
         .iter()
-        .map(|store| Measuring::begin(ask, store))
+        .zip(&sizes)
+        .map(|(store, stored)| Measuring::begin(ask, store, *stored))
         .collect();
     let rounds = if ask.quick { QUICK_ROUNDS } else { ROUNDS };
     // By call, size and round.
@@ -161,7 +199,8 @@ async fn cold(stored: u64, store: &Path) {
             };
             let supervisor = setup::open_with(store, opening).await;
             let asked = Instant::now();
-            assert_eq!(call(name, &supervisor.processes()).await, 50, "{name}");
+            let shown = call(name, &supervisor.processes(), stored).await;
+            assert_eq!(shown, 50, "{name}");
             times.push(asked.elapsed().as_secs_f64() * 1e3);
             setup::close(&supervisor).await;
         }
@@ -213,6 +252,7 @@ async fn make(place: &Path, sizes: &[u64]) -> Vec<PathBuf> {
         }
         let supervisor = open(&store).await;
         grow(&supervisor, stored, *size).await;
+        add_spread(&supervisor, *size).await;
         setup::close(&supervisor).await;
         stored = *size;
         stores.push(store);
@@ -243,6 +283,7 @@ struct Times {
 
 /// A process that has a store open and measures when it is told to.
 struct Measuring {
+    stored: u64,
     child: Child,
     asked: ChildStdin,
     told: Lines<BufReader<ChildStdout>>,
@@ -250,7 +291,7 @@ struct Measuring {
 
 impl Measuring {
     /// Returns once its store is warm and it does nothing.
-    fn begin(ask: &Ask, store: &Path) -> Self {
+    fn begin(ask: &Ask, store: &Path, stored: u64) -> Self {
         let slice = ask.seconds.div_f64(60.0).min(Duration::from_millis(500));
         let binary = std::env::current_exe().expect("this binary");
         let mut child = Command::new(binary)
@@ -264,7 +305,12 @@ impl Measuring {
             .expect("a child");
         let asked = child.stdin.take().expect("its input");
         let told = BufReader::new(child.stdout.take().expect("its output")).lines();
-        let mut begun = Self { child, asked, told };
+        let mut begun = Self {
+            stored,
+            child,
+            asked,
+            told,
+        };
         for name in CALLS {
             begun.measure(name);
         }
@@ -272,7 +318,7 @@ impl Measuring {
     }
 
     fn measure(&mut self, name: &str) -> Times {
-        writeln!(self.asked, "{name}").expect("a child that listens");
+        writeln!(self.asked, "{name} {}", self.stored).expect("a child that listens");
         let line = self.told.next().expect("an answer").expect("text");
         let times: Value = serde_json::from_str(&line).expect("times");
         let of = |key: &str| times[key].as_f64().expect("a time");
@@ -284,6 +330,7 @@ impl Measuring {
 
     fn end(self) {
         let Self {
+            stored: _,
             mut child,
             asked,
             told,
@@ -301,23 +348,26 @@ pub(crate) fn child(ask: &Ask) {
         // The walk that each open begins with is behind it then.
         supervisor.recover().await.expect("a sweep");
         let processes = supervisor.processes();
-        for name in std::io::stdin().lines() {
-            let times = measured(ask.seconds, &name.expect("text"), &processes).await;
+        for asked in std::io::stdin().lines() {
+            let asked = asked.expect("text");
+            let (name, stored) = asked.split_once(' ').expect("a call and a size");
+            let stored = stored.parse().expect("a size");
+            let times = measured(ask.seconds, name, &processes, stored).await;
             print(&json!({ "median_ms": times.median_ms, "p10_ms": times.p10_ms }));
         }
         setup::close(&supervisor).await;
     });
 }
 
-async fn measured(time: Duration, name: &str, processes: &Processes) -> Times {
+async fn measured(time: Duration, name: &str, processes: &Processes, stored: u64) -> Times {
     for _ in 0..WARMING {
-        assert_eq!(call(name, processes).await, 50, "{name}");
+        assert_eq!(call(name, processes, stored).await, 50, "{name}");
     }
     let until = Instant::now() + time;
     let mut times = Vec::new();
     while Instant::now() < until || times.len() < COUNTED_MIN {
         let asked = Instant::now();
-        call(name, processes).await;
+        call(name, processes, stored).await;
         times.push(asked.elapsed());
     }
     times.sort_unstable();

@@ -5,17 +5,21 @@ use std::sync::Arc;
 use super::hub::LogListener;
 use super::process::{Answer, HostCommand};
 use super::runtime::Shared;
-use crate::model::limits::EVENTS_PAGE_MAX;
+use crate::model::limits::{EVENTS_PAGE_MAX, LIST_PAGE_MAX};
 use crate::model::{
     CompletionAuthority, Error, Lifecycle, ObservedProcess, Page, PageRequest, ProcessAwaitOutput,
     ProcessCancelSummary, ProcessEvent, ProcessListFilter, ProcessRecord, ProcessStatus,
     QueuedReason, RecoveryDisposition, Result, SessionScope, ids,
 };
 use crate::store::keys::Row;
-use crate::store::read::{IdEntry, Index, LoadedProcess, View};
+use crate::store::query::goes_through_all;
+use crate::store::read::{IdEntry, Index, LoadedProcess, StoredOutcome, View};
 
 /// Bytes of events that one page of a log holds at the most, but for a single larger one.
 const EVENTS_PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of an outcome, as it is stored, that are gone through on the thread of whoever waits for it.
+const OUTCOME_HERE_BYTES_MAX: usize = 64 << 10;
 
 /// Which processes a list is about.
 #[derive(Debug, Clone)]
@@ -126,7 +130,8 @@ impl Shared {
         ))
     }
 
-    /// A whole list, from one consistent state; off the caller's thread, since it may be long.
+    /// A whole list, from one consistent state; off the caller's thread, since it may be long. One that
+    /// goes through the whole store does so where walks do.
     pub(crate) async fn list(
         self: &Arc<Self>,
         scope: ListScope,
@@ -134,6 +139,9 @@ impl Shared {
     ) -> Result<Vec<ObservedProcess>> {
         scope.check()?;
         filter.check()?;
+        if scope.index().is_none() && goes_through_all(filter) {
+            return self.list_all(filter).await;
+        }
         let shared = Arc::clone(self);
         let filter = filter.clone();
         blocking(move || {
@@ -150,6 +158,54 @@ impl Shared {
         .await
     }
 
+    /// The same of a list through the whole store, page by page: between two of them other walks get
+    /// their turn, and all of them are from one view.
+    async fn list_all(
+        self: &Arc<Self>,
+        filter: &ProcessListFilter,
+    ) -> Result<Vec<ObservedProcess>> {
+        let mut all = Vec::new();
+        let mut view = None;
+        let mut page = PageRequest::first(LIST_PAGE_MAX);
+        loop {
+            let (shared, filter) = (Arc::clone(self), filter.clone());
+            let (kept, found) = self
+                .walk(move || {
+                    let view = match view {
+                        Some(kept) => kept,
+                        None => shared.view()?,
+                    };
+                    let found = shared.page_on(&view, None, &filter, &page)?;
+                    Ok((view, found))
+                })
+                .await?;
+            if all.is_empty() {
+                all = found.items;
+            } else {
+                all.extend(found.items);
+            }
+            let Some(next) = found.next else {
+                return Ok(all);
+            };
+            view = Some(kept);
+            page = PageRequest::after(next, LIST_PAGE_MAX);
+        }
+    }
+
+    fn page_on(
+        &self,
+        view: &View,
+        index: Option<Index>,
+        filter: &ProcessListFilter,
+        page: &PageRequest,
+    ) -> Result<Page<ObservedProcess>> {
+        let mut found = view.list_page(index, filter, page.cursor.as_ref(), page.limit)?;
+        for process in &mut found.items {
+            self.complete(process);
+        }
+        Ok(found)
+    }
+
     pub(crate) async fn list_page(
         self: &Arc<Self>,
         scope: ListScope,
@@ -159,21 +215,15 @@ impl Shared {
         scope.check()?;
         filter.check()?;
         page.check()?;
-        let shared = Arc::clone(self);
-        let (filter, page) = (filter.clone(), page.clone());
-        blocking(move || {
-            let mut found = shared.view()?.list_page(
-                scope.index(),
-                &filter,
-                page.cursor.as_ref(),
-                page.limit,
-            )?;
-            for process in &mut found.items {
-                shared.complete(process);
-            }
-            Ok(found)
-        })
-        .await
+        let index = scope.index();
+        let goes_through_all = index.is_none() && goes_through_all(filter);
+        let (shared, filter, page) = (Arc::clone(self), filter.clone(), page.clone());
+        let read = move || shared.page_on(&shared.view()?, index, &filter, &page);
+        if goes_through_all {
+            self.walk(read).await
+        } else {
+            blocking(read).await
+        }
     }
 
     /// One page of the log of an incarnation, of at most so many events and bytes of them, but of one
@@ -257,9 +307,22 @@ impl Shared {
         .await
     }
 
-    /// Looks for the outcome of an incarnation: two keys, on the caller's thread, since every wait ends
-    /// here and a turn on another thread would cost it more than they do.
-    pub(crate) fn outcome(&self, id: &str, row: Row) -> Result<Option<ProcessAwaitOutput>> {
+    /// Looks for the outcome of an incarnation: the front of its state, and then its last event, with
+    /// what declares that event's type where it is not the runtime's own. On the caller's thread, since
+    /// every wait ends here and a turn on another thread would cost it more than they do; what is large
+    /// is gone through on another one.
+    async fn outcome(&self, id: &str, row: Row) -> Result<Option<ProcessAwaitOutput>> {
+        let stored = match self.stored_outcome(id, row)? {
+            Some(stored) => stored,
+            None => return Ok(None),
+        };
+        if stored.bytes() <= OUTCOME_HERE_BYTES_MAX {
+            return Ok(Some(stored.read()?));
+        }
+        blocking(move || Ok(stored.read()?)).await.map(Some)
+    }
+
+    fn stored_outcome(&self, id: &str, row: Row) -> Result<Option<StoredOutcome>> {
         let view = self.view()?;
         let Some(front) = view.front(row)? else {
             return Err(gone(&view, id, row)?);
@@ -267,9 +330,7 @@ impl Shared {
         if front.terminal_at_ms().is_none() {
             return Ok(None);
         }
-        Ok(view
-            .load(row)?
-            .and_then(|loaded| loaded.state.status.output().cloned()))
+        Ok(Some(view.outcome(id, row, front.last_sequence)?))
     }
 
     /// Waits for the outcome of a process, bound to the incarnation that the id stands for now.
@@ -295,7 +356,7 @@ impl Shared {
         loop {
             // Registered first, looked second: what commits in between is heard (W2).
             listener.seen();
-            if let Some(output) = self.outcome(id, row)? {
+            if let Some(output) = self.outcome(id, row).await? {
                 return Ok(output);
             }
             if self.is_closed() {

@@ -1,19 +1,22 @@
 //! A session's work: what it sees at a glance, once or each time something of it changed.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::hub::{Topic, Watcher};
 use super::reads::{blocking, on_a_view};
 use super::runtime::Shared;
 use crate::model::{
-    ObservedProcess, ProcessHandleDescriptor, ProcessListFilter, ProcessWorkSnapshot, Result,
-    SessionScope, ids,
+    Incarnation, ObservedProcess, ProcessCancelSummary, ProcessHandleDescriptor, ProcessListFilter,
+    ProcessWorkItem, ProcessWorkSnapshot, Result, SessionScope, ids,
 };
 use crate::store::keys::Row;
-use crate::store::read::{Index, View};
+use crate::store::read::{IdEntry, Index, View};
 
 /// How often one look starts over because new processes came into view meanwhile.
 const ROUNDS_MAX: usize = 4;
+/// How often what was found is looked at again off the executor, because something of it was taken away.
+const RECHECKS_MAX: usize = 4;
 
 /// Whose work.
 #[derive(Debug, Clone)]
@@ -57,10 +60,45 @@ impl Whose {
     }
 }
 
-/// What a read found, and as of which commit.
+/// What was found for a session, as of which commit, and how many grants had been taken away before
+/// anybody looked.
 struct Found<T> {
-    found: T,
+    items: Vec<T>,
     commit: u64,
+    taken: u64,
+}
+
+/// Something that a session is shown of a process, for as long as one of its scopes holds it.
+trait Shown: Send + 'static {
+    fn row(&self) -> Row;
+
+    /// The grant that it is shown by is another one by now.
+    fn shown_by(&mut self, _descriptor: ProcessHandleDescriptor) {}
+}
+
+impl Shown for ObservedProcess {
+    fn row(&self) -> Row {
+        Row {
+            created_at_ms: self.created_at_ms,
+            incarnation: self.incarnation,
+        }
+    }
+}
+
+impl Shown for ProcessWorkItem {
+    fn row(&self) -> Row {
+        self.process.row()
+    }
+
+    fn shown_by(&mut self, descriptor: ProcessHandleDescriptor) {
+        self.describe(descriptor);
+    }
+}
+
+impl Shown for (Row, ProcessCancelSummary) {
+    fn row(&self) -> Row {
+        self.0
+    }
 }
 
 impl Shared {
@@ -68,13 +106,13 @@ impl Shared {
     pub(crate) async fn work(self: &Arc<Self>, whose: Whose) -> Result<ProcessWorkSnapshot> {
         whose.check()?;
         let (shared, of) = (Arc::clone(self), whose.clone());
-        let snapshot = blocking(move || {
-            let view = shared.view()?;
+        let look = move || {
+            let (taken, view) = shared.sight()?;
             let visible = of.visible(&view)?;
-            shared.snapshot_on(&view, &of, visible)
-        })
-        .await?;
-        self.still_visible(&whose, snapshot)
+            shared.snapshot_on((taken, &view), visible)
+        };
+        let found = blocking(move || on_a_view(look)).await?;
+        self.still_visible(whose, found).await
     }
 
     /// The same as soon as something of it may have changed since the last look.
@@ -97,10 +135,8 @@ impl Shared {
         })
         .await;
         match looked {
-            Ok((watcher, found)) => (
-                watcher,
-                found.and_then(|found| self.still_visible(&whose, found)),
-            ),
+            Ok((watcher, Ok(found))) => (watcher, self.still_visible(whose, found).await),
+            Ok((watcher, Err(error))) => (watcher, Err(error)),
             Err(error) => (self.hub.watcher(), Err(error)),
         }
     }
@@ -123,10 +159,10 @@ impl Shared {
         Ok(watcher)
     }
 
-    fn look(&self, whose: &Whose, watcher: &mut Watcher) -> Result<Found<ProcessWorkSnapshot>> {
+    fn look(&self, whose: &Whose, watcher: &mut Watcher) -> Result<Found<ProcessWorkItem>> {
         let mut rounds = 0;
         loop {
-            let view = self.view()?;
+            let (taken, view) = self.sight()?;
             let visible = whose.visible(&view)?;
             // Watched first, looked at second: a change in between is in a later view.
             let is_new = watcher.follow(visible.iter().map(|(row, _)| row.incarnation));
@@ -137,54 +173,38 @@ impl Shared {
             if is_new {
                 watcher.look_again();
             }
-            return self.snapshot_on(&view, whose, visible);
+            return self.snapshot_on((taken, &view), visible);
         }
     }
 
     fn snapshot_on(
         &self,
-        view: &View,
-        whose: &Whose,
+        (taken, view): (u64, &View),
         visible: Vec<(Row, ProcessHandleDescriptor)>,
-    ) -> Result<Found<ProcessWorkSnapshot>> {
-        let mut snapshot = view.snapshot_of(whose.session_id(), visible)?;
-        for item in &mut snapshot.items {
+    ) -> Result<Found<ProcessWorkItem>> {
+        let mut items = view.snapshot_of(visible)?;
+        for item in &mut items {
             self.complete(&mut item.process);
         }
         Ok(Found {
-            found: snapshot,
+            items,
             commit: view.commit(),
+            taken,
         })
     }
 
-    /// What a session was shown is looked at again after it was read: what it has lost meanwhile is
-    /// not given out (G5).
-    fn still_visible(
-        &self,
-        whose: &Whose,
-        found: Found<ProcessWorkSnapshot>,
+    /// What was found, as far as it may be shown by now.
+    async fn still_visible(
+        self: &Arc<Self>,
+        whose: Whose,
+        found: Found<ProcessWorkItem>,
     ) -> Result<ProcessWorkSnapshot> {
-        let Found {
-            found: mut snapshot,
-            commit,
-        } = found;
-        if let Whose::Granted(scopes) = whose
-            && let Some(view) = self.newer_than(commit)?
-        {
-            retain_held(&view, scopes, &mut snapshot.items, |item| &item.process)?;
-            snapshot.visible_process_ids = snapshot
-                .items
-                .iter()
-                .map(|item| item.process.process_id.clone())
-                .collect();
-        }
-        Ok(snapshot)
-    }
-
-    /// A view of now; `None` where nothing has been committed since.
-    fn newer_than(&self, commit: u64) -> Result<Option<View>> {
-        let view = self.view()?;
-        Ok((view.commit() != commit).then_some(view))
+        let session_id = whose.session_id().to_owned();
+        let items = match whose {
+            Whose::Session(_) => found.items,
+            Whose::Granted(scopes) => self.held_now(scopes, found).await?,
+        };
+        Ok(ProcessWorkSnapshot::new(session_id, items))
     }
 
     /// What is granted to any of these scopes of one session, in the order of creation, all from
@@ -195,52 +215,166 @@ impl Shared {
         filter: &ProcessListFilter,
     ) -> Result<Vec<ObservedProcess>> {
         let (shared, of, filter) = (Arc::clone(self), scopes.clone(), filter.clone());
-        let Found { mut found, commit } = blocking(move || {
-            let view = shared.view()?;
-            let mut found: Vec<ObservedProcess> = Vec::new();
-            for scope in of {
-                found.extend(view.list(Some(&Index::GrantedTo(scope)), &filter)?);
+        let look = move || {
+            let (taken, view) = shared.sight()?;
+            let mut items: Vec<ObservedProcess> = Vec::new();
+            for scope in &of {
+                items.extend(view.list(Some(&Index::GrantedTo(scope.clone())), &filter)?);
             }
-            found.sort_by_key(|process| (process.created_at_ms, process.incarnation));
-            found.dedup_by_key(|process| process.incarnation);
-            for process in &mut found {
+            items.sort_by_key(|process| (process.created_at_ms, process.incarnation));
+            items.dedup_by_key(|process| process.incarnation);
+            for process in &mut items {
                 shared.complete(process);
             }
             Ok(Found {
-                found,
+                items,
                 commit: view.commit(),
+                taken,
             })
-        })
-        .await?;
-        if let Some(view) = self.newer_than(commit)? {
-            retain_held(&view, &scopes, &mut found, |process| process)?;
+        };
+        let found = blocking(move || on_a_view(look)).await?;
+        self.held_now(scopes, found).await
+    }
+
+    /// Of what a session's cancel of all came to, or a journal says that it did, what these scopes of it
+    /// hold now.
+    pub(crate) async fn cancelled_of(
+        self: &Arc<Self>,
+        scopes: Vec<SessionScope>,
+        summaries: Vec<ProcessCancelSummary>,
+    ) -> Result<Vec<ProcessCancelSummary>> {
+        let (shared, of) = (Arc::clone(self), scopes.clone());
+        let look = move || {
+            let (taken, view) = shared.sight()?;
+            let mut items = Vec::with_capacity(summaries.len());
+            for summary in &summaries {
+                if let Some(IdEntry::Live(row)) = view.id(&summary.process_id)?
+                    && grant_of(&view, &of, row)?.is_some()
+                {
+                    items.push((row, summary.clone()));
+                }
+            }
+            Ok(Found {
+                items,
+                commit: view.commit(),
+                taken,
+            })
+        };
+        let found = blocking(move || on_a_view(look)).await?;
+        let held = self.held_now(scopes, found).await?;
+        Ok(held.into_iter().map(|(_, summary)| summary).collect())
+    }
+
+    /// The newest state, and how many grants had been taken away before it was looked at.
+    fn sight(&self) -> Result<(u64, View)> {
+        let taken = self.store.taken().count();
+        Ok((taken, self.view()?))
+    }
+
+    /// What a session was shown is looked at again after it was read: what these scopes of it have lost
+    /// meanwhile is not given out, and what another of them holds still is shown by that one's grant (G5).
+    ///
+    /// Nearly always nothing of it was taken away, and to know that costs no look at the store. Where
+    /// something was, the store is looked at off the executor, and then all is as before: the last thing
+    /// before this returns is that nothing was taken away since.
+    async fn held_now<T: Shown>(
+        self: &Arc<Self>,
+        scopes: Vec<SessionScope>,
+        mut found: Found<T>,
+    ) -> Result<Vec<T>> {
+        for _ in 0..RECHECKS_MAX {
+            let Some(doubtful) = self.doubtful(&mut found)? else {
+                return Ok(found.items);
+            };
+            let (shared, of) = (Arc::clone(self), scopes.clone());
+            found = blocking(move || shared.look_again(&of, &doubtful, found)).await?;
         }
+        // Something is taken away over and over. Here no other task comes between the look and the answer.
+        while let Some(doubtful) = self.doubtful(&mut found)? {
+            found = self.look_again(&scopes, &doubtful, found)?;
+            if self.store.exclusive_epoch().is_none() {
+                // Other hosts commit all the time, and whatever they do: this is as of now.
+                break;
+            }
+        }
+        Ok(found.items)
+    }
+
+    /// Which of what was found may be lost by now; `None` where nothing is.
+    fn doubtful<T: Shown>(&self, found: &mut Found<T>) -> Result<Option<Doubtful>> {
+        if self.store.exclusive_epoch().is_none() {
+            // Another host may have taken something away.
+            let moved = self.view()?.commit() != found.commit;
+            return Ok(moved.then_some(Doubtful::All));
+        }
+        let (now, whose) = self.store.taken().since(found.taken);
+        found.taken = now;
+        let Some(mut whose) = whose else {
+            return Ok(Some(Doubtful::All));
+        };
+        if whose.is_empty() {
+            return Ok(None);
+        }
+        let shown = found.items.iter().map(|item| item.row().incarnation);
+        whose = shown.filter(|it| whose.contains(it)).collect();
+        Ok((!whose.is_empty()).then_some(Doubtful::These(whose)))
+    }
+
+    fn look_again<T: Shown>(
+        &self,
+        scopes: &[SessionScope],
+        doubtful: &Doubtful,
+        mut found: Found<T>,
+    ) -> Result<Found<T>> {
+        let (commit, mut looked) = on_a_view(|| {
+            let view = self.view()?;
+            let mut looked = VecDeque::new();
+            for item in found.items.iter().filter(|item| doubtful.has(*item)) {
+                looked.push_back(grant_of(&view, scopes, item.row())?);
+            }
+            Ok((view.commit(), looked))
+        })?;
+        found.commit = commit;
+        found.items.retain_mut(|item| {
+            if !doubtful.has(item) {
+                return true;
+            }
+            let Some(descriptor) = looked.pop_front().flatten() else {
+                return false;
+            };
+            item.shown_by(descriptor);
+            true
+        });
         Ok(found)
     }
 }
 
-/// Keeps of what was found what one of these scopes holds: a look for each, however much they hold
-/// besides.
-fn retain_held<T>(
-    view: &View,
-    scopes: &[SessionScope],
-    found: &mut Vec<T>,
-    of: impl Fn(&T) -> &ObservedProcess,
-) -> Result<()> {
-    let mut held = Vec::with_capacity(found.len());
-    for item in found.drain(..) {
-        let process = of(&item);
-        let row = Row {
-            created_at_ms: process.created_at_ms,
-            incarnation: process.incarnation,
-        };
-        for scope in scopes {
-            if view.grant(scope, row)?.is_some() {
-                held.push(item);
-                break;
-            }
+/// What has to be looked at again.
+enum Doubtful {
+    All,
+    These(HashSet<Incarnation>),
+}
+
+impl Doubtful {
+    fn has(&self, item: &impl Shown) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(these) => these.contains(&item.row().incarnation),
         }
     }
-    *found = held;
-    Ok(())
+}
+
+/// What the grant says by which these scopes of one session hold a process: a frame's own goes before its
+/// session's.
+fn grant_of(
+    view: &View,
+    scopes: &[SessionScope],
+    row: Row,
+) -> Result<Option<ProcessHandleDescriptor>> {
+    for scope in scopes.iter().rev() {
+        if let Some(descriptor) = view.grant(scope, row)? {
+            return Ok(Some(descriptor));
+        }
+    }
+    Ok(None)
 }

@@ -170,10 +170,15 @@ impl Processes {
     }
 
     /// A session's work: every process granted to it, or whose wakes go to it, newest change
-    /// first, each with its last 32 events. Covers all frames.
+    /// first, each with its last 32 events, or fewer: the newest within
+    /// [`SNAPSHOT_PROCESS_BYTES_MAX`](crate::limits::SNAPSHOT_PROCESS_BYTES_MAX), and within
+    /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX) for all processes together. Where that is
+    /// used up, those that changed longer ago show no events; [`Processes::events_page`] has them. Covers
+    /// all frames.
     ///
     /// # Errors
-    /// `InvalidInput`.
+    /// `InvalidInput`; `Timeout` where the session has more than can be read from one state of the store,
+    /// tried again.
     pub async fn session_snapshot(
         &self,
         session_id: impl Into<String>,

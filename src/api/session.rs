@@ -111,8 +111,8 @@ impl SessionProcessAdmin {
     ///
     /// # Errors
     /// `InvalidInput` for another originator, grant scope or wake target than the session's own;
-    /// `Conflict`; `ReplayMismatch` only for a process that the session holds, and otherwise
-    /// `Conflict`; `UnknownProcess` where the session started it before and no longer holds it;
+    /// `Conflict`; `ReplayMismatch` only for a process that the session holds, saying what differs
+    /// only where the session started it, and otherwise `Conflict`; `UnknownProcess` where the session started it before and no longer holds it;
     /// `UnknownEngine`, `InvalidPayload`.
     pub async fn start(
         &self,
@@ -151,19 +151,31 @@ impl SessionProcessAdmin {
     }
 
     /// What a journal holds of somebody else's request, in a scope of execution that is shared, is not
-    /// shown: the id is taken, as without a journal.
+    /// shown: the id is taken, as without a journal. Nor is it where the session was granted the process:
+    /// a grant does not show whom else the request named, or what its environment is.
     fn hide_mismatch(&self, process_id: &str, error: Error) -> Error {
         if !matches!(error, Error::ReplayMismatch { .. }) {
             return hide(process_id)(error);
         }
-        match self.held(process_id) {
-            Ok(_) => error,
+        match self.is_own(process_id) {
+            Ok(true) => error,
+            Ok(false) => without_difference(error),
             Err(Error::UnknownProcess { .. }) => Error::Conflict {
                 process_id: process_id.to_owned(),
                 what: "the id".to_owned(),
             },
             Err(failed) => failed,
         }
+    }
+
+    /// Whether a process that the session holds was started by it.
+    fn is_own(&self, process_id: &str) -> Result<bool> {
+        let (row, _) = self.held(process_id)?;
+        let summary = self.shared.view()?.summary(row)?;
+        Ok(summary.is_some_and(|summary| {
+            matches!(summary.head.provenance.originator, ProcessOriginator::Session { scope }
+                if self.scopes.contains(&scope))
+        }))
     }
 
     fn check_own(&self, request: &ProcessStartRequest) -> Result<()> {
@@ -327,7 +339,7 @@ impl SessionProcessAdmin {
         .await;
         // What was answered without a commit rests on a grant too.
         self.still_held(process_id, row)?;
-        sent.map_err(hide(process_id))
+        sent.map_err(hide(process_id)).map_err(without_woken)
     }
 
     /// Asks a granted process to stop, as [`Processes::cancel`](super::Processes::cancel).
@@ -351,28 +363,25 @@ impl SessionProcessAdmin {
     /// [`Processes::cancel_all`](super::Processes::cancel_all).
     ///
     /// # Errors
-    /// `ReplayMismatch`; otherwise only where they could not be listed.
+    /// `ReplayMismatch`, which does not say for whom it was recorded; otherwise only where they could not
+    /// be listed.
     pub async fn cancel_all(
         &self,
         scoped_effect_controller: ScopedEffectController<'_>,
     ) -> Result<Vec<ProcessCancelSummary>> {
-        let mut summaries = super::commands::cancel_all_granted(
+        let summaries = super::commands::cancel_all_granted(
             &self.shared,
             &self.scopes,
             &self.own,
             &scoped_effect_controller,
         )
-        .await?;
+        .await
+        // Recorded for somebody else, whose scope is none of this session's business.
+        .map_err(without_difference)?;
         // What was lost meanwhile, or since a journal recorded it, is not told of any more.
-        let mut held = Vec::with_capacity(summaries.len());
-        for summary in summaries.drain(..) {
-            match self.held(&summary.process_id) {
-                Ok(_) => held.push(summary),
-                Err(Error::UnknownProcess { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(held)
+        self.shared
+            .cancelled_of(self.scopes.clone(), summaries)
+            .await
     }
 
     /// Gives grants of this session to another scope, all or none.
@@ -414,10 +423,14 @@ impl SessionProcessAdmin {
         asked.map_err(hide(process_id))
     }
 
-    /// The granted processes, newest change first, each with its last 32 events.
+    /// The granted processes, newest change first, each with its last 32 events, or fewer: the newest
+    /// within [`SNAPSHOT_PROCESS_BYTES_MAX`](crate::limits::SNAPSHOT_PROCESS_BYTES_MAX), and within
+    /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX) for all processes together. Where that
+    /// is used up, those that changed longer ago show no events; [`SessionProcessAdmin::events`] has them.
     ///
     /// # Errors
-    /// Those of the store.
+    /// `Timeout` where the session has more than can be read from one state of the store, tried again;
+    /// those of the store.
     pub async fn snapshot(&self) -> Result<ProcessWorkSnapshot> {
         self.shared.work(Whose::Granted(self.scopes.clone())).await
     }
@@ -446,5 +459,29 @@ fn hide(process_id: &str) -> impl Fn(Error) -> Error + '_ {
         } else {
             error
         }
+    }
+}
+
+/// What a journal recorded for somebody else is not shown, only that it did.
+fn without_difference(error: Error) -> Error {
+    match error {
+        Error::ReplayMismatch { scope, effect, .. } => Error::ReplayMismatch {
+            scope,
+            effect,
+            difference: "what was recorded is not shown to this session".to_owned(),
+        },
+        error => error,
+    }
+}
+
+/// The log shows what was signalled to whoever holds the process, but not whom the signal was to wake.
+fn without_woken(error: Error) -> Error {
+    match &error {
+        Error::ReplayMismatch { difference, .. }
+            if difference.starts_with("/wake_target_scope") =>
+        {
+            without_difference(error)
+        }
+        _ => error,
     }
 }

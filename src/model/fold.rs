@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::event::{EventBody, RuntimeEvent, StartReason, TerminalAuthority, WaitResult};
+use super::event_type::ProcessEventType;
 use super::output::ProcessAwaitOutput;
 use super::record::{
     AbandonRequest, CancelRequest, FirstStart, OwnerLoss, ProcessState, ProcessStatus,
@@ -247,22 +248,23 @@ fn end_as(
     state: &mut ProcessState,
     body: &EventBody,
 ) -> Result<(), &'static str> {
-    let output = terminal_output(registration, body).ok_or("it says no outcome")?;
+    let output = terminal_output(&registration.event_types, body).ok_or("it says no outcome")?;
     end(state, output);
     Ok(())
 }
 
 /// The output that an event says, if it ends its process.
 pub(crate) fn terminal_output(
-    registration: &Registration,
+    event_types: &[ProcessEventType],
     body: &EventBody,
 ) -> Option<ProcessAwaitOutput> {
     match body {
         EventBody::Declared {
             event_type,
             payload,
-        } => registration
-            .event_type(event_type)?
+        } => event_types
+            .iter()
+            .find(|known| known.name == *event_type)?
             .terminal
             .as_ref()
             .map(|terminal| terminal.output(event_type, payload)),

@@ -210,6 +210,32 @@ pub struct ProcessWorkItem {
     pub label: Option<String>,
 }
 
+impl ProcessWorkItem {
+    pub(crate) fn new(
+        process: ObservedProcess,
+        descriptor: ProcessHandleDescriptor,
+        events: Vec<ObservedProcessEvent>,
+    ) -> Self {
+        let mut item = Self {
+            process,
+            descriptor: ProcessHandleDescriptor::default(),
+            events,
+            kind: None,
+            label: None,
+        };
+        item.describe(descriptor);
+        item
+    }
+
+    /// Shows it as a grant says.
+    pub(crate) fn describe(&mut self, descriptor: ProcessHandleDescriptor) {
+        let Self { process, .. } = self;
+        self.kind = descriptor.kind.clone().or_else(|| process.kind.clone());
+        self.label = descriptor.label.clone().or_else(|| process.label.clone());
+        self.descriptor = descriptor;
+    }
+}
+
 /// A session's work: every process granted to it, or whose wakes go to it, newest change first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessWorkSnapshot {
@@ -219,4 +245,15 @@ pub struct ProcessWorkSnapshot {
     pub visible_process_ids: Vec<String>,
     /// The processes.
     pub items: Vec<ProcessWorkItem>,
+}
+
+impl ProcessWorkSnapshot {
+    pub(crate) fn new(session_id: String, items: Vec<ProcessWorkItem>) -> Self {
+        let ids = items.iter().map(|item| item.process.process_id.clone());
+        Self {
+            session_id,
+            visible_process_ids: ids.collect(),
+            items,
+        }
+    }
 }

@@ -10,4 +10,5 @@ mod ids;
 mod leases;
 mod paging;
 mod prune;
+mod reads;
 mod wakes;

@@ -11,11 +11,14 @@ mod kv_laws;
 mod laws;
 pub(crate) mod locks;
 pub(crate) mod memory_kv;
+#[cfg(test)]
+pub(crate) mod noted;
 pub(crate) mod process_store;
 pub(crate) mod query;
 pub(crate) mod read;
 pub(crate) mod resolve;
 pub(crate) mod sled_kv;
+pub(crate) mod taken;
 #[cfg(test)]
 mod testing;
 pub(crate) mod verify;

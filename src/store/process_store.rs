@@ -11,6 +11,7 @@ use super::error::StoreError;
 use super::kv::{Counter, Kv, KvStats};
 use super::read::View;
 use super::resolve::{Done, Submission};
+use super::taken::Taken;
 use super::walk_thread::WalkThread;
 use super::write_set::{CommitError, CommitResult, Refusal, WriteSet};
 use crate::model::{FencingToken, Incarnation, OwnerNumber, StoreEpoch};
@@ -22,6 +23,7 @@ pub(crate) struct ProcessStore {
     clock: Arc<dyn Clock>,
     lease_clock: Arc<dyn Clock>,
     alarm: Arc<Alarm>,
+    taken: Arc<Taken>,
     walk_thread: WalkThread,
 }
 
@@ -60,6 +62,7 @@ impl ProcessStore {
             lease_clock: Arc::clone(&clock),
             clock,
             alarm: Arc::default(),
+            taken: Arc::default(),
             walk_thread: WalkThread::default(),
         }
     }
@@ -79,6 +82,11 @@ impl ProcessStore {
     /// The thread on which to walk through it.
     pub(crate) fn walk_thread(&self) -> &WalkThread {
         &self.walk_thread
+    }
+
+    /// What was taken away of grants since it was opened here.
+    pub(crate) fn taken(&self) -> &Taken {
+        &self.taken
     }
 
     /// The clock that its commits are judged by.
@@ -105,6 +113,7 @@ impl ProcessStore {
             exclusive_epoch: self.exclusive_epoch(),
             verdict: Err(Refusal::NothingToDo),
             alarm: Arc::clone(&self.alarm),
+            taken: Arc::clone(&self.taken),
             done,
         }));
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
-use super::codec::stored::EventRef;
+use super::codec::stored::{EventRef, StateFront};
 use super::error::StoreError;
 use super::keys::Row;
 use super::read::{Created, IdEntry, Index, View, index_of_originator};
@@ -12,8 +12,7 @@ use crate::model::limits::{
 };
 use crate::model::{
     ContentHash, Incarnation, ObservedProcess, ObservedProcessEvent, Page, PageCursor,
-    ProcessHandleDescriptor, ProcessListFilter, ProcessOriginator, ProcessWorkItem,
-    ProcessWorkSnapshot, StatusFilter,
+    ProcessHandleDescriptor, ProcessListFilter, ProcessOriginator, ProcessWorkItem, StatusFilter,
 };
 
 /// Most rows that one page looks at: a filter that admits little answers with a short page and a
@@ -23,6 +22,18 @@ const ROWS_PER_PAGE_MAX: usize = 10_000;
 const ROWS_PER_SCAN: usize = 256;
 /// Items of a page that room is made for beforehand.
 const ROOM_MAX: usize = 128;
+
+/// The index for the originator that a filter names.
+fn originator_index(filter: &ProcessListFilter) -> Option<Index> {
+    let named = filter.originator_scope_id.as_deref()?;
+    index_of_originator(&ProcessOriginator::parse_scope_id(named)?)
+}
+
+/// Whether a list that is about everything goes through everything, or all that runs: its filter names
+/// nothing that there is a narrower index for.
+pub(crate) fn goes_through_all(filter: &ProcessListFilter) -> bool {
+    filter.parent.is_none() && originator_index(filter).is_none()
+}
 
 /// Why a list could not be made.
 #[derive(Debug)]
@@ -55,13 +66,7 @@ impl View {
         if let Some(parent) = parent {
             return Index::ChildrenOf(parent);
         }
-        if let Some(index) = filter
-            .originator_scope_id
-            .as_deref()
-            .and_then(ProcessOriginator::parse_scope_id)
-            .as_ref()
-            .and_then(index_of_originator)
-        {
+        if let Some(index) = originator_index(filter) {
             return index;
         }
         match filter.status {
@@ -199,11 +204,13 @@ impl View {
         filter: &ProcessListFilter,
         parent: Option<Incarnation>,
     ) -> Result<Option<ObservedProcess>, QueryError> {
-        let Some(summary) = self.summary(row)? else {
+        // What is looked at goes from cheap to dear, and most of a long list ends at the first step: one
+        // key, of which the front alone is read.
+        let may_be = |front: &StateFront| filter.status.may_admit(front.terminal_at_ms().is_some());
+        let Some(summary) = self.summary_if(row, may_be)? else {
             return Ok(None);
         };
-        let process = self.observe(summary)?;
-        let of = process.parent.as_ref();
+        let of = summary.head.provenance.parent.as_ref();
         if parent.is_some() && of.map(|of| of.incarnation) == parent {
             // All children of an incarnation name the same id.
             if of.map(|of| &of.process_id) != filter.parent.as_ref() {
@@ -212,7 +219,10 @@ impl View {
         } else if parent.is_some() {
             return Ok(None);
         }
-        Ok(filter.admits(&process).then_some(process))
+        if !filter.admits_facts(&summary.filter_facts()) {
+            return Ok(None);
+        }
+        Ok(Some(self.observe(summary)?))
     }
 
     /// A process as observers see it.
@@ -285,16 +295,22 @@ impl View {
 
     /// The same as a snapshot, newest change first.
     #[cfg(test)]
-    pub(crate) fn snapshot(&self, session_id: &str) -> Result<ProcessWorkSnapshot, StoreError> {
-        self.snapshot_of(session_id, self.visible_to_session(session_id)?)
-    }
-
-    /// A snapshot of these processes.
-    pub(crate) fn snapshot_of(
+    pub(crate) fn snapshot(
         &self,
         session_id: &str,
+    ) -> Result<crate::model::ProcessWorkSnapshot, StoreError> {
+        let items = self.snapshot_of(self.visible_to_session(session_id)?)?;
+        Ok(crate::model::ProcessWorkSnapshot::new(
+            session_id.to_owned(),
+            items,
+        ))
+    }
+
+    /// What a snapshot shows of these processes.
+    pub(crate) fn snapshot_of(
+        &self,
         visible: Vec<(Row, ProcessHandleDescriptor)>,
-    ) -> Result<ProcessWorkSnapshot, StoreError> {
+    ) -> Result<Vec<ProcessWorkItem>, StoreError> {
         let mut found = Vec::with_capacity(visible.len());
         for (row, descriptor) in visible {
             if let Some(summary) = self.summary(row)? {
@@ -315,22 +331,9 @@ impl View {
                 room = room.saturating_sub(bytes);
                 events
             };
-            items.push(ProcessWorkItem {
-                kind: descriptor.kind.clone().or_else(|| process.kind.clone()),
-                label: descriptor.label.clone().or_else(|| process.label.clone()),
-                process,
-                descriptor,
-                events,
-            });
+            items.push(ProcessWorkItem::new(process, descriptor, events));
         }
-        Ok(ProcessWorkSnapshot {
-            session_id: session_id.to_owned(),
-            visible_process_ids: items
-                .iter()
-                .map(|item| item.process.process_id.clone())
-                .collect(),
-            items,
-        })
+        Ok(items)
     }
 }
 

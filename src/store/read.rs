@@ -2,11 +2,14 @@
 
 mod edges;
 mod observe;
+mod outcome;
 mod remains;
 
 use bytes::Bytes;
 
 pub(crate) use edges::{OfSession, SessionEdge};
+pub(crate) use outcome::StoredOutcome;
+use outcome::{read_terminal, said};
 
 use super::codec::stored::{
     EventRef, HeadFacts, StateFacts, StateFront, StoredAge, StoredBody, StoredChange, StoredEffect,
@@ -19,15 +22,13 @@ use super::keys::{self, Row};
 use super::kv::{KeyRange, KvView};
 use crate::model::age::AgeMark;
 use crate::model::decide::Replayed;
-use crate::model::event::EventBody;
 use crate::model::lease::{self, Lease, OwnerRecord};
 use crate::model::record::{ProcessState, Registration};
 use crate::model::recovery::LeaseStanding;
 use crate::model::retention::Tombstone;
 use crate::model::{
-    ContentHash, EffectKey, ExecutionScope, FencingToken, Incarnation, OwnerNumber,
-    ProcessAwaitOutput, ProcessEvent, ProcessHandleDescriptor, ProcessOriginator, SessionScope,
-    StoreEpoch, fold,
+    ContentHash, EffectKey, ExecutionScope, FencingToken, Incarnation, OwnerNumber, ProcessEvent,
+    ProcessHandleDescriptor, ProcessOriginator, SessionScope, StoreEpoch,
 };
 
 /// What an id stands for.
@@ -285,9 +286,11 @@ impl View {
             .ok_or_else(|| missing("state", &registration.id))?;
         let output = match &state.terminal {
             Some(_) => {
-                let (output, size) = self.output(&registration, front.last_sequence)?;
-                bytes += size;
-                Some(output)
+                let of = (&registration.id[..], registration.incarnation);
+                let event = self.terminal_event(of, front.last_sequence)?;
+                bytes += event.len();
+                let event = read_terminal(of, front.last_sequence, &event)?;
+                Some(said(&registration.id, &event, &registration.event_types)?)
             }
             None => None,
         };
@@ -298,30 +301,6 @@ impl View {
             edges: front.into(),
         };
         Ok(Some((loaded, bytes)))
-    }
-
-    /// The output that a process's terminal event says, and the event's bytes.
-    fn output(
-        &self,
-        registration: &Registration,
-        last_sequence: u64,
-    ) -> Result<(ProcessAwaitOutput, usize), StoreError> {
-        let (_, stored) = self
-            .kv
-            .events(registration.incarnation.get(), last_sequence, 1, usize::MAX)?
-            .pop()
-            .ok_or_else(|| missing("terminal event", &registration.id))?;
-        let event = EventRef::read(&stored)?.to_event(
-            &registration.id,
-            registration.incarnation,
-            last_sequence,
-        )?;
-        let body = EventBody::of(&event).map_err(|error| StoreError::Corrupted {
-            what: error.to_string(),
-        })?;
-        let output = fold::terminal_output(registration, &body)
-            .ok_or_else(|| missing("terminal event at the end of the log", &registration.id))?;
-        Ok((output, stored.len()))
     }
 
     fn state(&self, row: Row) -> Result<Option<(StateFacts, StateFront)>, StoreError> {
@@ -335,14 +314,31 @@ impl View {
 
     /// A process as lists see it.
     pub(crate) fn summary(&self, row: Row) -> Result<Option<ProcessSummary>, StoreError> {
+        self.summary_if(row, |_| true)
+    }
+
+    /// The same where the front of its state is such as is wanted; of another nothing else is read.
+    pub(crate) fn summary_if(
+        &self,
+        row: Row,
+        wanted: impl FnOnce(&StateFront) -> bool,
+    ) -> Result<Option<ProcessSummary>, StoreError> {
+        let state = self.kv.get(&keys::state(row))?;
+        let state = match &state {
+            Some(bytes) => Some(StateFront::split(codec::open::<StoredState>(bytes)?)?),
+            None => None,
+        };
+        if state.as_ref().is_some_and(|(front, _)| !wanted(front)) {
+            return Ok(None);
+        }
         let Some(head) = self.get::<StoredHead>(&keys::head(row))? else {
             return Ok(None);
         };
         let (head, _) = head.facts(row);
-        let (facts, front) = self.state(row)?.ok_or_else(|| missing("state", &head.id))?;
+        let (front, body) = state.ok_or_else(|| missing("state", &head.id))?;
         Ok(Some(ProcessSummary {
             head,
-            facts,
+            facts: codec::decode_body::<StoredState>(body)?.facts(front.last_sequence)?,
             edges: front.into(),
         }))
     }

@@ -19,6 +19,7 @@ use super::error::StoreError;
 use super::keys::{self, Row};
 use super::kv::{CommitContext, KeyRange, Op, Outcome, Proposal, Reader, Verdict};
 use super::process_store::Alarm;
+use super::taken::Taken;
 use super::write_set::{
     Append, Change, CommitError, CommitResult, Condition, LeaseWrite, Receipt, Refusal, Register,
     WriteSet,
@@ -38,6 +39,7 @@ pub(crate) struct Submission {
     pub(crate) exclusive_epoch: Option<StoreEpoch>,
     pub(crate) verdict: Result<Receipt, Refusal>,
     pub(crate) alarm: Arc<Alarm>,
+    pub(crate) taken: Arc<Taken>,
     pub(crate) done: Done,
 }
 
@@ -107,6 +109,10 @@ impl Proposal for Submission {
             }
             (Outcome::Unknown(error), _) => Err(CommitError::Unknown(error)),
         };
+        if !matches!(result, Err(CommitError::Refused(_))) {
+            // Before anybody is told that it is done.
+            self.taken.note(&self.set.changes);
+        }
         (self.done)(result);
     }
 }

@@ -1,9 +1,10 @@
 //! A thread for what walks through a whole store.
 //!
-//! To open a store and to walk through it (recovery, retention, a prune by filter) brings much into the
-//! store's cache that soon goes again. Memory allocators keep what a thread frees for that thread: done
-//! on the threads that answer reads, walks leave those with a heap full of holes, and every later read
-//! of a few processes took up to twice as long (`docs/performance.md`). So they have one of their own.
+//! To open a store and to walk through it (recovery, retention, a prune by filter, a list of everything)
+//! brings much into the store's cache that soon goes again. Memory allocators keep what a thread frees
+//! for that thread: done on the threads that answer reads, walks leave those with a heap full of holes,
+//! and every later read of a few processes took up to twice as long (`docs/performance.md`). So they
+//! have one of their own.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -4,10 +4,35 @@ use std::sync::Arc;
 
 use super::*;
 
+use crate::model::filter::FilterFacts;
 use crate::model::lease::{self, OwnerStanding};
 use crate::model::record::wait_of;
 use crate::model::{Facets, Lifecycle, ObservedLease, ObservedProcess, RecoveryDisposition};
 use crate::store::error::StoreError;
+
+impl ProcessSummary {
+    /// What a filter asks about.
+    pub(crate) fn filter_facts(&self) -> FilterFacts<'_> {
+        let Self { head, facts, .. } = self;
+        let terminal = facts.terminal.as_ref().map(|(terminal, _)| *terminal);
+        FilterFacts {
+            lifecycle: Lifecycle::from(terminal),
+            waiting: terminal.is_none() && !facts.state.waits.is_empty(),
+            originator: &head.provenance.originator,
+            kind: head.identity.kind.as_ref().or(head.engine_kind.as_ref()),
+            label: head.identity.label.as_ref(),
+            definition: head.identity.definition.as_ref(),
+            caused_by: head.provenance.caused_by.as_ref(),
+            parent: head
+                .provenance
+                .parent
+                .as_ref()
+                .map(|parent| &parent.process_id),
+            labels: &head.labels,
+            created_at_ms: head.row.created_at_ms,
+        }
+    }
+}
 
 impl View {
     /// A process as observers see it.

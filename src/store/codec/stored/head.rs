@@ -59,6 +59,16 @@ pub(crate) struct StoredBody {
 }
 stored!(StoredBody, 0x03, 1, "process body");
 
+impl StoredBody {
+    /// The declared event types.
+    pub(crate) fn event_types(&self) -> Result<Vec<ProcessEventType>, StoreError> {
+        if self.event_types.is_empty() {
+            return Ok(Vec::new());
+        }
+        serde_json::from_value(parse("event types", &self.event_types)?).map_err(damaged)
+    }
+}
+
 /// Everything that never changes about a process, but for what is large.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub(crate) struct StoredHead {
@@ -272,11 +282,7 @@ impl HeadFacts {
     /// The whole registration, with its body.
     pub(crate) fn with_body(self, body: &StoredBody) -> Result<Registration, StoreError> {
         let input = parse("input", &body.input)?;
-        let event_types: Vec<ProcessEventType> = if body.event_types.is_empty() {
-            Vec::new()
-        } else {
-            serde_json::from_value(parse("event types", &body.event_types)?).map_err(damaged)?
-        };
+        let event_types = body.event_types()?;
         let mut registration = self.without_body();
         match &mut registration.input {
             ProcessInput::Engine { payload, .. } => *payload = input,
