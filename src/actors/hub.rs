@@ -328,14 +328,22 @@ impl Tail {
         }
     }
 
-    fn after(&self, sequence: u64, limit: usize) -> Option<FromTail> {
+    fn after(&self, sequence: u64, limit: usize, bytes_max: usize) -> Option<FromTail> {
         let first = self.events.front()?.0.sequence;
         let skip = usize::try_from(sequence.checked_add(1)?.checked_sub(first)?).ok()?;
         if skip >= self.events.len() {
             return None;
         }
-        let wanted = self.events.iter().skip(skip).take(limit);
-        let events: Vec<_> = wanted.map(|(event, _)| Arc::clone(event)).collect();
+        let mut total = 0;
+        let mut events = Vec::new();
+        for (event, bytes) in self.events.iter().skip(skip).take(limit) {
+            total += bytes;
+            // The first one however large it is: without it nobody would come any further.
+            if total > bytes_max && !events.is_empty() {
+                break;
+            }
+            events.push(Arc::clone(event));
+        }
         let ended = self.ended && skip + events.len() == self.events.len();
         Some(FromTail { events, ended })
     }
@@ -373,9 +381,15 @@ impl LogListener {
             .unwrap_or_default()
     }
 
-    /// Events after a sequence, if the tail still has the next one.
-    pub(crate) fn tail_after(&self, sequence: u64, limit: usize) -> Option<FromTail> {
-        self.channel.tail().after(sequence, limit)
+    /// Events after a sequence, if the tail still has the next one: at most `limit`, and of no more
+    /// bytes of payload than that, but for a single larger one.
+    pub(crate) fn tail_after(
+        &self,
+        sequence: u64,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Option<FromTail> {
+        self.channel.tail().after(sequence, limit, bytes_max)
     }
 }
 

@@ -17,8 +17,8 @@ use crate::store::keys::Row;
 
 /// Events that are taken from the tail or the log at a time.
 const BATCH: usize = 64;
-/// Bytes of events, as they are stored, that are taken from the log at a time, but for a single larger
-/// one: so much a subscriber that does not read holds.
+/// Bytes of events that are taken from the tail or the log at a time, but for a single larger one: so
+/// much a subscriber that does not read holds.
 const BATCH_BYTES_MAX: usize = 256 << 10;
 
 /// What a session reads a process by, for as long as it does.
@@ -255,7 +255,10 @@ impl Source {
     async fn next_batch(&mut self) -> Result<Option<Batch>> {
         // Seen first, read second: what commits in between wakes the wait.
         self.listener.seen();
-        if let Some(FromTail { events, ended }) = self.listener.tail_after(self.cursor, BATCH) {
+        let from_tail = self
+            .listener
+            .tail_after(self.cursor, BATCH, BATCH_BYTES_MAX);
+        if let Some(FromTail { events, ended }) = from_tail {
             let events = events.iter().map(|event| event.observed()).collect();
             return Ok(self.take(events, ended));
         }

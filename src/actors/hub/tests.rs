@@ -29,18 +29,18 @@ fn a_tail_is_contiguous_and_bounded() {
     }
     assert_eq!(listener.seen().last_sequence, 300);
     assert_eq!(
-        sequences(listener.tail_after(297, 9)),
+        sequences(listener.tail_after(297, 9, usize::MAX)),
         Some(vec![298, 299, 300])
     );
     assert_eq!(
-        sequences(listener.tail_after(43, 9)),
+        sequences(listener.tail_after(43, 9, usize::MAX)),
         None,
         "fell out of the tail"
     );
-    assert_eq!(sequences(listener.tail_after(300, 9)), None);
+    assert_eq!(sequences(listener.tail_after(300, 9, usize::MAX)), None);
     hub.publish(Incarnation(1), &[event(302)], false);
     assert_eq!(
-        sequences(listener.tail_after(299, 9)),
+        sequences(listener.tail_after(299, 9, usize::MAX)),
         None,
         "a gap is never bridged"
     );
@@ -65,15 +65,34 @@ fn a_tail_holds_no_more_bytes_than_it_may() {
     }
     assert_eq!(held(&listener), (4, TAIL_BYTES_MAX));
     assert_eq!(
-        sequences(listener.tail_after(96, 9)),
+        sequences(listener.tail_after(96, 9, usize::MAX)),
         Some(vec![97, 98, 99, 100])
     );
     // One that is larger than all that may be kept is not kept either.
     hub.publish(Incarnation(1), &[(event(101).0, TAIL_BYTES_MAX + 1)], false);
     assert_eq!(held(&listener), (0, 0));
     hub.publish(Incarnation(1), &[event(102)], false);
-    assert_eq!(sequences(listener.tail_after(100, 9)), None);
-    assert_eq!(sequences(listener.tail_after(101, 9)), Some(vec![102]));
+    assert_eq!(sequences(listener.tail_after(100, 9, usize::MAX)), None);
+    assert_eq!(
+        sequences(listener.tail_after(101, 9, usize::MAX)),
+        Some(vec![102])
+    );
+}
+
+#[test]
+fn a_tail_gives_no_more_bytes_at_a_time_than_are_asked_for() {
+    let hub = Arc::new(Hub::default());
+    let listener = hub.read_log(Incarnation(1));
+    for (sequence, bytes) in [(1, 0), (2, 100), (3, 50), (4, 50), (5, 1), (6, 300)] {
+        hub.publish(Incarnation(1), &[(event(sequence).0, bytes)], sequence == 6);
+    }
+    let after = |sequence| listener.tail_after(sequence, 9, 100).unwrap();
+    assert_eq!(sequences(Some(after(0))), Some(vec![1, 2]));
+    assert_eq!(sequences(Some(after(2))), Some(vec![3, 4]));
+    assert_eq!(sequences(Some(after(4))), Some(vec![5]));
+    assert!(!after(4).ended, "there is one more");
+    assert_eq!(sequences(Some(after(5))), Some(vec![6]), "however large");
+    assert!(after(5).ended);
 }
 
 #[test]
@@ -81,11 +100,11 @@ fn a_tail_says_which_event_is_the_last_there_will_be() {
     let hub = Arc::new(Hub::default());
     let listener = hub.read_log(Incarnation(1));
     hub.publish(Incarnation(1), &[event(1)], false);
-    assert!(!listener.tail_after(0, 9).unwrap().ended);
+    assert!(!listener.tail_after(0, 9, usize::MAX).unwrap().ended);
     hub.publish(Incarnation(1), &[event(2), event(3)], true);
-    assert!(listener.tail_after(0, 9).unwrap().ended);
-    assert!(listener.tail_after(2, 1).unwrap().ended);
-    let cut = listener.tail_after(0, 2).unwrap();
+    assert!(listener.tail_after(0, 9, usize::MAX).unwrap().ended);
+    assert!(listener.tail_after(2, 1, usize::MAX).unwrap().ended);
+    let cut = listener.tail_after(0, 2, usize::MAX).unwrap();
     assert!(!cut.ended, "there is one more");
 }
 
@@ -101,15 +120,21 @@ fn whoever_only_waits_for_the_end_keeps_no_events() {
     hub.publish(Incarnation(1), &[event(2)], false);
     drop(reading);
     assert_eq!(held(&awaiting), (1, 4));
-    assert_eq!(sequences(second.tail_after(1, 9)), Some(vec![2]));
+    assert_eq!(
+        sequences(second.tail_after(1, 9, usize::MAX)),
+        Some(vec![2])
+    );
     drop(second);
     assert_eq!(held(&awaiting), (0, 0));
     // A gap while nobody read is not bridged.
     hub.publish(Incarnation(1), &[event(3)], false);
     let reading = hub.read_log(Incarnation(1));
     hub.publish(Incarnation(1), &[event(4)], false);
-    assert_eq!(sequences(reading.tail_after(2, 9)), None);
-    assert_eq!(sequences(reading.tail_after(3, 9)), Some(vec![4]));
+    assert_eq!(sequences(reading.tail_after(2, 9, usize::MAX)), None);
+    assert_eq!(
+        sequences(reading.tail_after(3, 9, usize::MAX)),
+        Some(vec![4])
+    );
 }
 
 #[test]
@@ -201,7 +226,10 @@ fn a_cursor_at_the_end_of_all_numbers_is_no_overflow() {
     let hub = Arc::new(Hub::default());
     let listener = hub.read_log(Incarnation(1));
     hub.publish(Incarnation(1), &[event(1)], false);
-    assert_eq!(sequences(listener.tail_after(u64::MAX, 9)), None);
+    assert_eq!(
+        sequences(listener.tail_after(u64::MAX, 9, usize::MAX)),
+        None
+    );
 }
 
 /// Of two writers the one that ended it published first: what comes after that is not the end.
@@ -213,9 +241,9 @@ fn a_tail_ends_with_the_terminal_event_alone_however_it_was_published() {
         let listener = hub.read_log(Incarnation(1));
         hub.publish(Incarnation(1), &[(event(3).0, bytes)], true);
         hub.publish(Incarnation(1), &[event(2)], false);
-        let found = listener.tail_after(1, 9).unwrap();
+        let found = listener.tail_after(1, 9, usize::MAX).unwrap();
         assert!(!found.ended);
         assert_eq!(sequences(Some(found)), Some(vec![2]));
-        assert_eq!(sequences(listener.tail_after(2, 9)), None);
+        assert_eq!(sequences(listener.tail_after(2, 9, usize::MAX)), None);
     }
 }
