@@ -1,5 +1,8 @@
 //! Tails, listeners and watchers.
 
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Wake, Waker};
+
 use super::*;
 use crate::model::Payload;
 
@@ -156,7 +159,7 @@ fn w4_dropping_the_last_listener_leaves_nothing_behind() {
 
 fn is_rung(watcher: &mut Watcher) -> bool {
     let mut waiting = std::pin::pin!(watcher.rung());
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut cx = Context::from_waker(Waker::noop());
     waiting.as_mut().poll(&mut cx).is_ready()
 }
 
@@ -170,7 +173,7 @@ fn a_watcher_hears_its_own_topics_once_however_much_happens() {
     of_root.hear(Topic::Scope(SessionScope::new("s")));
     assert!(of_root.follow([Incarnation(1), Incarnation(2)].into_iter()));
     // Somebody who waits already is not told once for having waited and once more.
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut cx = Context::from_waker(Waker::noop());
     let mut waiting = Box::pin(of_root.rung());
     assert!(waiting.as_mut().poll(&mut cx).is_pending());
     for _ in 0..2 {
@@ -246,4 +249,164 @@ fn a_tail_ends_with_the_terminal_event_alone_however_it_was_published() {
         assert_eq!(sequences(Some(found)), Some(vec![2]));
         assert_eq!(sequences(listener.tail_after(2, 9, usize::MAX)), None);
     }
+}
+
+/// Notes that somebody was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Cannot be woken.
+struct Broken;
+
+impl Wake for Broken {
+    fn wake(self: Arc<Self>) {
+        panic!("a test's waker");
+    }
+}
+
+type Wait = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// One of each that listens.
+fn waits(hub: &Arc<Hub>) -> Vec<Wait> {
+    let s = SessionScope::new("s");
+    let mut of_scope = hub.listen_scope(&s);
+    let mut of_session = hub.watcher();
+    of_session.hear(Topic::Session("s".into()));
+    let mut of_process = hub.watcher();
+    of_process.hear(Topic::Process(Incarnation(1)));
+    let mut of_all = hub.listen_changes();
+    let mut of_log = hub.listen(Incarnation(1));
+    let of_grant = hub.listen_grant((s, Incarnation(1)));
+    vec![
+        Box::pin(async move { assert!(of_scope.changed().await) }),
+        Box::pin(async move { of_session.rung().await }),
+        Box::pin(async move { of_process.rung().await }),
+        Box::pin(async move { of_all.changed().await.unwrap() }),
+        Box::pin(async move { assert!(of_log.changed().await) }),
+        Box::pin(async move {
+            of_grant.stirs().next().await;
+            assert!(of_grant.is_lost());
+        }),
+    ]
+}
+
+/// Has each of them wait, and says whom they wake.
+fn parked(waits: &mut [Wait]) -> Vec<Arc<Woken>> {
+    let park = |wait: &mut Wait| {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let polled = wait.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        woken
+    };
+    waits.iter_mut().map(park).collect()
+}
+
+fn told(parked: &[Arc<Woken>]) -> Vec<bool> {
+    parked
+        .iter()
+        .map(|it| it.0.load(Ordering::SeqCst))
+        .collect()
+}
+
+/// What a commit tells all of them.
+fn commit(hub: &Hub) {
+    hub.nudge(Incarnation(1));
+    hub.scope_changed(&SessionScope::new("s"));
+    hub.revoked(&(SessionScope::new("s"), Incarnation(1)));
+}
+
+#[tokio::test]
+async fn e7_whoever_commits_wakes_nobody_and_notes_each_thing_once() {
+    let hub = Arc::new(Hub::default());
+    hub.tell_by_task();
+    commit(&hub);
+    assert!(hub.noted().is_empty(), "nobody listens");
+    let mut waits = waits(&hub);
+    let parked = parked(&mut waits);
+    for n in 0..1_000 {
+        commit(&hub);
+        hub.nudge(Incarnation(2));
+        hub.scope_changed(&SessionScope::new(format!("other-{n}")));
+        hub.revoked(&(SessionScope::new("s"), Incarnation(2)));
+    }
+    assert_eq!(told(&parked), [false; 6], "woken by whoever commits");
+    let noted = hub.noted();
+    assert_eq!(noted.len(), 5, "no more than is listened to: {noted:?}");
+    commit(&hub);
+    tokio::task::yield_now().await;
+    assert_eq!(told(&parked), [true; 6]);
+    for wait in waits {
+        wait.await;
+    }
+}
+
+/// G5: known at once, however late whoever waits is told.
+#[tokio::test]
+async fn g5_a_grant_is_lost_before_anybody_is_told() {
+    let hub = Arc::new(Hub::default());
+    hub.tell_by_task();
+    let of = (SessionScope::new("s"), Incarnation(1));
+    let listener = hub.listen_grant(of.clone());
+    let other = hub.listen_grant((SessionScope::new("s"), Incarnation(2)));
+    hub.revoked(&of);
+    assert!(listener.is_lost() && listener.clone().is_lost());
+    assert!(!other.is_lost());
+    assert!(!hub.listen_grant(of).is_lost(), "given again since");
+}
+
+#[test]
+fn w2_nobody_is_left_waiting_where_the_threads_go_away_that_tell() {
+    let hub = Arc::new(Hub::default());
+    let threads = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    threads.block_on(async { hub.tell_by_task() });
+    let mut first = waits(&hub);
+    let before = parked(&mut first);
+    commit(&hub);
+    assert_eq!(told(&before), [false; 6]);
+    drop(threads);
+    assert_eq!(told(&before), [true; 6]);
+    let mut second = waits(&hub);
+    let after = parked(&mut second);
+    commit(&hub);
+    assert_eq!(told(&after), [true; 6], "by whoever does it");
+}
+
+#[tokio::test]
+async fn w2_nobody_is_left_waiting_where_a_runtime_has_ended() {
+    let hub = Arc::new(Hub::default());
+    hub.tell_by_task();
+    let mut first = waits(&hub);
+    let before = parked(&mut first[..5]);
+    hub.end();
+    assert_eq!(told(&before), [true; 5]);
+    let mut second = waits(&hub);
+    let after = parked(&mut second);
+    commit(&hub);
+    assert_eq!(told(&after), [true; 6], "by whoever does it");
+}
+
+#[tokio::test]
+async fn w2_one_that_cannot_be_woken_leaves_the_others_told() {
+    let hub = Arc::new(Hub::default());
+    hub.tell_by_task();
+    let mut waits = waits(&hub);
+    let waker = Waker::from(Arc::new(Broken));
+    let mut broken = hub.listen_scope(&SessionScope::new("broken"));
+    let mut broken = Box::pin(async move { assert!(broken.changed().await) });
+    let polled = broken.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    let parked = parked(&mut waits);
+    hub.scope_changed(&SessionScope::new("broken"));
+    commit(&hub);
+    tokio::task::yield_now().await;
+    assert_eq!(told(&parked), [true; 6]);
 }

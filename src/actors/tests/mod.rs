@@ -28,6 +28,7 @@ mod liveness;
 mod own_end;
 mod sessions;
 mod sweeps;
+mod telling;
 mod together;
 
 /// Longer than anything here takes.
