@@ -10,7 +10,7 @@ mod notifier;
 mod watcher;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use dashmap::DashMap;
@@ -62,6 +62,8 @@ pub(crate) struct FromTail {
 struct LogChannel {
     progress: watch::Sender<Progress>,
     tail: Mutex<Tail>,
+    /// It was pruned here. No incarnation comes back from that.
+    pruned: AtomicBool,
 }
 
 /// What a watcher can be told of.
@@ -154,6 +156,14 @@ impl Hub {
         }
     }
 
+    /// Whoever listens to a log finds it pruned from here on (G5). Those who wait are to be told
+    /// besides.
+    pub(crate) fn pruned(&self, incarnation: Incarnation) {
+        if let Some(channel) = self.logs.get(&incarnation) {
+            channel.pruned.store(true, Ordering::Release);
+        }
+    }
+
     /// Tells every listener to look at the store, or to find that it is closed.
     pub(crate) fn nudge_all(&self) {
         for channel in all_of(&self.logs) {
@@ -214,6 +224,7 @@ impl Hub {
             Arc::new(LogChannel {
                 progress: watch::Sender::new(Progress::default()),
                 tail: Mutex::default(),
+                pruned: AtomicBool::new(false),
             })
         });
         // Counted while the entry is held: the last listener before this one, on its way out,
@@ -354,6 +365,11 @@ impl LogListener {
             .as_mut()
             .map(|progress| *progress.borrow_and_update())
             .unwrap_or_default()
+    }
+
+    /// Whether its process was pruned here since this listens.
+    pub(crate) fn is_pruned(&self) -> bool {
+        self.channel.pruned.load(Ordering::Acquire)
     }
 
     /// Events after a sequence, if the tail still has the next one: at most `limit`, and of no more
