@@ -451,6 +451,52 @@ async fn g1_a_pruned_process_ends_a_subscription_like_a_revoked_one() {
     close_clean(&supervisor).await;
 }
 
+/// What it has buffered is not given out either, nor what comes of a deletion of the session that finds
+/// nothing more to revoke. A host is given what it has.
+#[tokio::test]
+async fn g5_after_a_prune_an_open_subscription_of_a_session_yields_its_end_and_nothing_else() {
+    for place in Place::both() {
+        for deleted in [false, true] {
+            let supervisor = open(&place).await;
+            let processes = supervisor.processes();
+            let (id, of) = (format!("p-{deleted}"), scope("s").with_frame("f"));
+            // Held by both of the scopes that it reads by.
+            started(&processes, &id, &[&of, &scope("s")]).await;
+            for n in 0..10 {
+                append(&processes, &id, "note", json!(n)).await;
+            }
+            complete(&processes, &id).await;
+            let session = supervisor.session(of.clone()).processes();
+            let mut of_host = processes.subscribe(&id, 0).await.unwrap();
+            let mut buffered = session.subscribe(&id, 0).await.unwrap();
+            let mut unread = session.subscribe(&id, 0).await.unwrap();
+            for subscription in [&mut of_host, &mut buffered] {
+                assert_eq!(next(subscription).await.unwrap().unwrap().sequence, 1);
+            }
+            processes.prune(u64::MAX).await.unwrap();
+            if deleted {
+                let report = processes.delete_session("s").await.unwrap();
+                assert!(report.revoked.is_empty());
+            }
+            for subscription in [&mut buffered, &mut unread] {
+                // No waiting: the very first look says so.
+                let Poll::Ready(Some(Err(error))) = polled(subscription) else {
+                    panic!("not ended");
+                };
+                let expected = Error::NotGranted {
+                    scope: of.id(),
+                    ids: vec![id.clone()],
+                };
+                assert_eq!(error, expected);
+                assert!(matches!(polled(subscription), Poll::Ready(None)));
+            }
+            let rest: Vec<u64> = drain(&mut of_host).await;
+            assert_eq!(rest, (2..=11).collect::<Vec<_>>());
+            close_clean(&supervisor).await;
+        }
+    }
+}
+
 /// Many at once: in every interleaving a process is held by exactly one of two sides.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn g2_transfers_that_race_leave_exactly_one_holder() {

@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::pin::pin;
+use std::task::Poll;
+
 use common::*;
 use futures_core::Stream;
 use procession::*;
@@ -304,9 +307,9 @@ async fn stirred(stream: &mut Subscription) {
         assert!(std::pin::Pin::new(&mut *stream).poll_next(cx).is_pending());
         polls += 1;
         if polls > 1 {
-            std::task::Poll::Ready(())
+            Poll::Ready(())
         } else {
-            std::task::Poll::Pending
+            Poll::Pending
         }
     }))
     .await;
@@ -369,6 +372,52 @@ async fn g5_a_revocation_by_another_host_ends_what_this_one_reads() {
         elsewhere.append_event("kept", note(n)).await.unwrap();
         assert_eq!(next(&mut kept).await.unwrap().unwrap().sequence, n + 1);
     }
+    close(&here).await;
+    close(&there).await;
+}
+
+/// Also while a grant of it is left, because it had more than a commit erases.
+#[tokio::test]
+async fn g5_a_prune_by_another_host_ends_what_this_one_reads() {
+    let store = InMemoryStore::shared();
+    let open = || Supervisor::in_memory_store(&store).open();
+    let (here, there) = (open().await.unwrap(), open().await.unwrap());
+    let (processes, elsewhere) = (here.processes(), there.processes());
+    // The longest name, whose grant is erased last.
+    let last = SessionScope::new("the-last-one");
+    let session = here.session(last.clone()).processes();
+    let granted = ProcessStartGrant::new(last.clone(), "p");
+    let request = noted("p").with_grant(Some(granted));
+    processes.start(request, inline()).await.unwrap();
+    for n in 0..500 {
+        let of = SessionScope::new(format!("s-{n}"));
+        let descriptor = ProcessHandleDescriptor::default();
+        processes.grant(&of, "p", descriptor).await.unwrap();
+    }
+    for n in 0..10 {
+        processes.append_event("p", note(n)).await.unwrap();
+    }
+    complete(&processes, "p").await;
+    let mut buffered = session.subscribe("p", 0).await.unwrap();
+    assert_eq!(next(&mut buffered).await.unwrap().unwrap().sequence, 1);
+    let mut pruning = Box::pin(elsewhere.prune(u64::MAX));
+    // Looked at as soon as the commit is there that takes it out, before anything else happens.
+    let end = within(std::future::poll_fn(|cx| {
+        assert!(pruning.as_mut().poll(cx).is_pending());
+        let Poll::Ready(found) = pin!(processes.get("p")).poll(cx) else {
+            panic!("looks at once");
+        };
+        match found.unwrap() {
+            Some(_) => Poll::Pending,
+            None => Poll::Ready(polled(&mut buffered)),
+        }
+    }))
+    .await;
+    assert!(
+        matches!(end, Poll::Ready(Some(Err(Error::NotGranted { .. })))),
+        "{end:?}"
+    );
+    drop(pruning);
     close(&here).await;
     close(&there).await;
 }

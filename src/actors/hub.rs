@@ -2,19 +2,26 @@
 //!
 //! Nothing here is ever waited for by a writer: a publisher sets a number and leaves the last few
 //! events in a short tail. A reader that has fallen behind the tail reads the log. So a slow or
-//! stalled subscriber costs a commit nothing (E7) and holds no more memory than a fast one.
+//! stalled subscriber costs a commit nothing (E7) and holds no more memory than a fast one. Nor does
+//! a commit wake anybody: what there is to tell is noted, and a task tells it (`notifier.rs`).
 
+mod grants;
+mod notifier;
 mod watcher;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use dashmap::DashMap;
 use tokio::sync::watch;
 
 use crate::model::{Incarnation, ProcessEvent, SessionScope};
+use crate::store::locks::lock;
 
+use grants::GrantChannel;
+pub(crate) use grants::{GrantListener, GrantOf, GrantStirs};
+use notifier::{Note, Notes};
 use watcher::Bell;
 pub(crate) use watcher::Watcher;
 
@@ -55,18 +62,8 @@ pub(crate) struct FromTail {
 struct LogChannel {
     progress: watch::Sender<Progress>,
     tail: Mutex<Tail>,
-}
-
-/// A scope's grant on a process.
-pub(crate) type GrantOf = (SessionScope, Incarnation);
-
-/// What became of a grant.
-#[derive(Debug, Clone, Copy, Default)]
-struct GrantNews {
-    /// How often it was taken away here.
-    taken: u64,
-    /// Rises whenever only a look at the store can tell whether it is still there.
-    nudges: u64,
+    /// It was pruned here. No incarnation comes back from that.
+    pruned: AtomicBool,
 }
 
 /// What a watcher can be told of.
@@ -80,19 +77,31 @@ pub(crate) enum Topic {
     Session(String),
 }
 
+impl Topic {
+    /// What a scope's grants and wakes belong to.
+    fn of_scope(scope: &SessionScope) -> [Self; 2] {
+        [
+            Self::Scope(scope.clone()),
+            Self::Session(scope.session_id.clone()),
+        ]
+    }
+}
+
 /// What the subscribers of all processes and scopes listen to.
 #[derive(Debug)]
 pub(crate) struct Hub {
     logs: DashMap<Incarnation, Arc<LogChannel>>,
     scopes: DashMap<SessionScope, watch::Sender<u64>>,
     /// What became of each grant that somebody reads by.
-    grants: DashMap<GrantOf, watch::Sender<GrantNews>>,
+    grants: DashMap<GrantOf, Arc<GrantChannel>>,
     /// The bells of watchers, by what each watches.
     bells: DashMap<Topic, Vec<Arc<Bell>>>,
     /// How many watchers there are: without one, a publisher looks nowhere.
     watchers: AtomicUsize,
     /// Rises with every change of any process.
     changes: watch::Sender<u64>,
+    /// What listeners are still to be told.
+    notes: Notes,
 }
 
 impl Default for Hub {
@@ -104,6 +113,7 @@ impl Default for Hub {
             bells: DashMap::new(),
             watchers: AtomicUsize::new(0),
             changes: watch::Sender::new(0),
+            notes: Notes::default(),
         }
     }
 }
@@ -141,9 +151,16 @@ impl Hub {
     /// Tells the listeners of a log to look at the store themselves.
     pub(crate) fn nudge(&self, incarnation: Incarnation) {
         self.changed(incarnation);
-        let found = self.logs.get(&incarnation).map(|found| Arc::clone(&found));
-        if let Some(channel) = found {
-            channel.nudge();
+        if self.logs.contains_key(&incarnation) {
+            self.note(Note::Log(incarnation));
+        }
+    }
+
+    /// Whoever listens to a log finds it pruned from here on (G5). Those who wait are to be told
+    /// besides.
+    pub(crate) fn pruned(&self, incarnation: Incarnation) {
+        if let Some(channel) = self.logs.get(&incarnation) {
+            channel.pruned.store(true, Ordering::Release);
         }
     }
 
@@ -156,7 +173,7 @@ impl Hub {
             scope.send_modify(|version| *version += 1);
         }
         for grant in all_of(&self.grants) {
-            grant.send_modify(|news| news.nudges += 1);
+            grant.stir();
         }
         for bell in all_of(&self.bells).iter().flatten() {
             bell.ring();
@@ -166,10 +183,10 @@ impl Hub {
 
     fn changed(&self, incarnation: Incarnation) {
         if self.changes.receiver_count() > 0 {
-            self.changes.send_modify(|version| *version += 1);
+            self.note(Note::Changes);
         }
-        if self.is_watched() {
-            self.ring(&Topic::Process(incarnation));
+        if self.is_watched() && self.bells.contains_key(&Topic::Process(incarnation)) {
+            self.note(Note::Process(incarnation));
         }
     }
 
@@ -179,46 +196,14 @@ impl Hub {
         self.watchers.load(Ordering::SeqCst) > 0
     }
 
-    fn ring(&self, topic: &Topic) {
-        let bells = self.bells.get(topic).map(|bells| bells.clone());
-        bells.iter().flatten().for_each(|bell| bell.ring());
-    }
-
     /// Tells the listeners of a scope that its grants or wakes changed.
     pub(crate) fn scope_changed(&self, scope: &SessionScope) {
-        let found = self.scopes.get(scope).map(|found| found.clone());
-        if let Some(channel) = found {
-            channel.send_modify(|version| *version += 1);
-        }
-        if self.is_watched() {
-            self.ring(&Topic::Scope(scope.clone()));
-            self.ring(&Topic::Session(scope.session_id.clone()));
-        }
-    }
-
-    /// Tells whoever reads by a grant that it was taken away, even if it was given again since.
-    pub(crate) fn revoked(&self, grant: &GrantOf) {
-        let found = self.grants.get(grant).map(|found| found.clone());
-        if let Some(channel) = found {
-            channel.send_modify(|news| news.taken += 1);
-        }
-    }
-
-    /// Listens to the end of a grant.
-    pub(crate) fn listen_grant(self: &Arc<Self>, grant: GrantOf) -> GrantListener {
-        let entry = self
-            .grants
-            .entry(grant.clone())
-            .or_insert_with(|| watch::Sender::new(GrantNews::default()));
-        // Both while the entry is held: nothing is taken away in between.
-        let news = entry.subscribe();
-        let taken_before = entry.borrow().taken;
-        drop(entry);
-        GrantListener {
-            hub: Arc::clone(self),
-            grant,
-            taken_before,
-            news: Some(news),
+        let is_watched = || {
+            let topics = Topic::of_scope(scope);
+            self.is_watched() && topics.iter().any(|topic| self.bells.contains_key(topic))
+        };
+        if self.scopes.contains_key(scope) || is_watched() {
+            self.note(Note::Scope(scope.clone()));
         }
     }
 
@@ -239,6 +224,7 @@ impl Hub {
             Arc::new(LogChannel {
                 progress: watch::Sender::new(Progress::default()),
                 tail: Mutex::default(),
+                pruned: AtomicBool::new(false),
             })
         });
         // Counted while the entry is held: the last listener before this one, on its way out,
@@ -301,7 +287,7 @@ impl LogChannel {
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tail)
     }
 }
 
@@ -328,14 +314,22 @@ impl Tail {
         }
     }
 
-    fn after(&self, sequence: u64, limit: usize) -> Option<FromTail> {
+    fn after(&self, sequence: u64, limit: usize, bytes_max: usize) -> Option<FromTail> {
         let first = self.events.front()?.0.sequence;
         let skip = usize::try_from(sequence.checked_add(1)?.checked_sub(first)?).ok()?;
         if skip >= self.events.len() {
             return None;
         }
-        let wanted = self.events.iter().skip(skip).take(limit);
-        let events: Vec<_> = wanted.map(|(event, _)| Arc::clone(event)).collect();
+        let mut total = 0;
+        let mut events = Vec::new();
+        for (event, bytes) in self.events.iter().skip(skip).take(limit) {
+            total += bytes;
+            // The first one however large it is: without it nobody would come any further.
+            if total > bytes_max && !events.is_empty() {
+                break;
+            }
+            events.push(Arc::clone(event));
+        }
         let ended = self.ended && skip + events.len() == self.events.len();
         Some(FromTail { events, ended })
     }
@@ -373,9 +367,20 @@ impl LogListener {
             .unwrap_or_default()
     }
 
-    /// Events after a sequence, if the tail still has the next one.
-    pub(crate) fn tail_after(&self, sequence: u64, limit: usize) -> Option<FromTail> {
-        self.channel.tail().after(sequence, limit)
+    /// Whether its process was pruned here since this listens.
+    pub(crate) fn is_pruned(&self) -> bool {
+        self.channel.pruned.load(Ordering::Acquire)
+    }
+
+    /// Events after a sequence, if the tail still has the next one: at most `limit`, and of no more
+    /// bytes of payload than that, but for a single larger one.
+    pub(crate) fn tail_after(
+        &self,
+        sequence: u64,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Option<FromTail> {
+        self.channel.tail().after(sequence, limit, bytes_max)
     }
 }
 
@@ -423,74 +428,6 @@ impl Drop for ScopeListener {
         self.hub
             .scopes
             .remove_if(&self.scope, |_, channel| channel.receiver_count() == 0);
-    }
-}
-
-/// A registration with a grant; dropping it ends it.
-#[derive(Debug)]
-pub(crate) struct GrantListener {
-    hub: Arc<Hub>,
-    grant: GrantOf,
-    /// How often it had been taken away when this began to listen.
-    taken_before: u64,
-    news: Option<watch::Receiver<GrantNews>>,
-}
-
-impl GrantListener {
-    /// Whether it was taken away since this listens. Never becomes false again.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.news.as_ref().is_none_or(|news| {
-            // Nearly always nothing has happened, and that costs no lock.
-            news.has_changed().unwrap_or(true) && news.borrow().taken != self.taken_before
-        })
-    }
-
-    /// What hears of it from now on, and possibly once of what was before.
-    pub(crate) fn stirs(&self) -> GrantStirs {
-        GrantStirs(self.news.clone())
-    }
-
-    pub(crate) fn scope(&self) -> &SessionScope {
-        &self.grant.0
-    }
-}
-
-/// Hears whenever a grant was taken away or is to be looked for.
-#[derive(Debug)]
-pub(crate) struct GrantStirs(Option<watch::Receiver<GrantNews>>);
-
-impl GrantStirs {
-    /// Waits for the next time.
-    ///
-    /// # Cancel safety
-    /// Safe: what happens while nobody waits is seen by the next call.
-    pub(crate) async fn next(&mut self) {
-        if let Some(news) = &mut self.0
-            && news.changed().await.is_ok()
-        {
-            return;
-        }
-        std::future::pending().await
-    }
-}
-
-impl Clone for GrantListener {
-    fn clone(&self) -> Self {
-        Self {
-            hub: Arc::clone(&self.hub),
-            grant: self.grant.clone(),
-            taken_before: self.taken_before,
-            news: self.news.clone(),
-        }
-    }
-}
-
-impl Drop for GrantListener {
-    fn drop(&mut self) {
-        self.news = None;
-        self.hub
-            .grants
-            .remove_if(&self.grant, |_, channel| channel.receiver_count() == 0);
     }
 }
 

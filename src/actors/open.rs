@@ -108,6 +108,7 @@ impl Runtime {
             .collect();
         let recover = config.recover;
         let shared = Arc::new(Shared::new(config, store, lease_clock, engines));
+        shared.hub.tell_by_task();
         watch_store(&shared);
         shared.begin_feed().await?;
         shared.begin_age()?;

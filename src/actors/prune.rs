@@ -252,6 +252,10 @@ impl Shared {
             set,
             // Told here, because the caller may be gone when it commits.
             Box::new(move |result| {
+                if matches!(result, Ok(_) | Err(CommitError::Unknown(_))) {
+                    // With it every grant on it, those too whose keys are erased later.
+                    shared.hub.pruned(incarnation);
+                }
                 shared.written_by_others(&pruned, incarnation);
                 let _ = answer.send(result);
             }),

@@ -4,8 +4,8 @@
 //! commits, and sends it without waiting. A grant and a revocation look at two keys; a transfer may have
 //! to look at thousands, and its caller does that, off the async threads: here it is only sent, and what
 //! was seen is a condition of its commit. So nothing waits behind a transfer that is still looking.
-//! Scopes hear of a change before the caller is answered, so that after a revocation has returned nothing
-//! more reaches the scope (G5).
+//! Whoever reads by a grant finds it gone before the caller is answered, so that after a revocation has
+//! returned nothing more reaches the scope (G5).
 //!
 //! The deletion of a session does not come by here: it reads pages from the disk between commits that are
 //! safe in any order, since a revocation of a grant that is gone does nothing.
@@ -194,8 +194,7 @@ fn plan_transfer(
 /// What became of a plan.
 type Sent = std::result::Result<CommitResult, Error>;
 
-/// Sends a plan. Scopes hear of it before it is answered, so that what their subscribers are given
-/// after the answer knows of it.
+/// Sends a plan. What is taken away is gone for its readers before that is answered.
 fn send(shared: &Arc<Shared>, plan: Plan, scopes: Vec<SessionScope>, reply: Reply) {
     let set = match plan {
         Ok(Some(set)) => set,

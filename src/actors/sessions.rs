@@ -394,9 +394,10 @@ impl Shared {
         }
     }
 
-    /// Commits changes of edges. These scopes, and those that the commit found to be concerned, hear
-    /// of it before the caller is answered (G5), and also where the caller has gone away. Each commit
-    /// has its own share of what may be in flight, for as long as it is.
+    /// Commits changes of edges. What is taken away is gone for its readers before the caller is
+    /// answered (G5); these scopes, and those that the commit found to be concerned, hear of it, also
+    /// where the caller has gone away. Each commit has its own share of what may be in flight, for as
+    /// long as it is.
     async fn commit_edges(
         &self,
         changes: Vec<Change>,

@@ -17,8 +17,8 @@ use crate::store::keys::Row;
 
 /// Events that are taken from the tail or the log at a time.
 const BATCH: usize = 64;
-/// Bytes of events, as they are stored, that are taken from the log at a time, but for a single larger
-/// one: so much a subscriber that does not read holds.
+/// Bytes of events that are taken from the tail or the log at a time, but for a single larger one: so
+/// much a subscriber that does not read holds.
 const BATCH_BYTES_MAX: usize = 256 << 10;
 
 /// What a session reads a process by, for as long as it does.
@@ -29,6 +29,8 @@ pub(crate) struct Grants {
     row: Row,
     /// One for each scope of the session, whether it holds a grant now or not.
     listeners: Vec<GrantListener>,
+    /// With a process every grant on it goes.
+    process: Arc<LogListener>,
 }
 
 impl Grants {
@@ -46,21 +48,29 @@ impl Grants {
             process_id: process_id.to_owned(),
             row,
             listeners: scopes.iter().map(listen).collect(),
+            process: Arc::new(shared.hub.listen(row.incarnation)),
         }
     }
 
-    /// Whether the process may still be seen. Whoever takes a grant away here says so before it
-    /// returns: where nothing was heard, nothing was taken away, and this costs no look at the store.
-    /// On a store that several hosts share another one may have taken it, so there the store is
+    /// Whether the process may still be seen. Whoever takes a grant away here, or prunes the process,
+    /// says so before it returns: where nothing was heard, nothing was taken away, and this costs no
+    /// look at the store. On a store that several hosts share another one may have taken it, so there the store is
     /// looked at each time; a grant that another host took and gave again between two looks counts
     /// as kept.
     pub(crate) fn check(&self) -> Result<()> {
         let kept = |it: &&GrantListener| !it.is_lost();
+        if self.process.is_pruned() {
+            return Err(self.not_granted());
+        }
         let alone = self.shared.store.exclusive_epoch().is_some();
         if alone && self.listeners.iter().all(|it| kept(&it)) {
             return Ok(());
         }
         let view = self.shared.view()?;
+        if view.front(self.row)?.is_none() {
+            // Pruned: a grant may be left of it for a while.
+            return Err(self.not_granted());
+        }
         // One that was taken away and given again is not what this reads by any more.
         for listener in self.listeners.iter().filter(kept) {
             if view.grant(listener.scope(), self.row)?.is_some() {
@@ -139,7 +149,8 @@ enum State {
 /// `NoLongerRetained` when the process was pruned. The sequence of the last event received is where
 /// to resume. One that has yielded the terminal event has nothing more to say: it ends without an
 /// error, also where the process was pruned, the grant taken away or the store closed since. Where a
-/// grant goes away before the terminal event was yielded, that ends it, and the event is not shown.
+/// grant goes away before the terminal event was yielded, that ends it, and the event is not shown;
+/// to a session, with the process every grant on it goes away.
 pub struct Subscription {
     state: State,
     buffer: VecDeque<ObservedProcessEvent>,
@@ -255,7 +266,10 @@ impl Source {
     async fn next_batch(&mut self) -> Result<Option<Batch>> {
         // Seen first, read second: what commits in between wakes the wait.
         self.listener.seen();
-        if let Some(FromTail { events, ended }) = self.listener.tail_after(self.cursor, BATCH) {
+        let from_tail = self
+            .listener
+            .tail_after(self.cursor, BATCH, BATCH_BYTES_MAX);
+        if let Some(FromTail { events, ended }) = from_tail {
             let events = events.iter().map(|event| event.observed()).collect();
             return Ok(self.take(events, ended));
         }

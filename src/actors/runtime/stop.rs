@@ -50,7 +50,7 @@ impl Shared {
     /// Ends every wait for something that this runtime will never see.
     pub(in crate::actors) fn abandon_waits(&self) {
         self.closed.store(true, Ordering::Release);
-        self.hub.nudge_all();
+        self.hub.end();
     }
 
     /// Whether nothing will change here any more.

@@ -30,6 +30,7 @@ mod own_end;
 mod reading;
 mod sessions;
 mod sweeps;
+mod telling;
 mod together;
 
 /// Longer than anything here takes.

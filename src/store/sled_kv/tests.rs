@@ -1,5 +1,20 @@
 //! Crashes, failures, damage, and the figures.
 
+/// A test for each step, by which what it runs is told where to stop. Every step has one: a list that
+/// lacks one does not compile.
+macro_rules! at_every_step {
+    ($run:ident: $($name:ident: $step:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            $run(Step::$step);
+        })*
+
+        const _: fn(Step) = |step| match step {
+            $(Step::$step => {})*
+        };
+    };
+}
+
 mod aimed;
 mod audit;
 mod crashes;

@@ -133,22 +133,17 @@ fn kill_at(step: Step) {
     assert!(reached > 0, "{step:?} was never reached");
 }
 
-macro_rules! kills {
-    ($($name:ident: $step:ident),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            kill_at(Step::$step);
-        })*
-    };
-}
-
-kills!(
+at_every_step!(
+    kill_at:
     a_kill_before_the_open_writes: OpenStarted,
+    a_kill_before_the_rewritten_journal_is_synced: OpenRewritten,
     a_kill_after_the_replay: OpenReplayed,
     a_kill_before_the_epoch_is_synced: OpenRaised,
     a_kill_between_journal_entries: CommitEntry,
     a_kill_before_the_sync: CommitSync,
     a_kill_before_the_group_is_shown: CommitPublish,
+    a_kill_before_the_sync_of_sleds_file: IndexSync,
+    a_kill_after_the_sync_of_sleds_file: IndexSynced,
     a_kill_after_the_freeze: DrainFrozen,
     a_kill_between_index_writes: DrainSlice,
     a_kill_between_erasures: DrainErased,

@@ -202,22 +202,17 @@ fn stop_at(at: Step) {
     assert!(reached > 0, "{at:?} was never reached");
 }
 
-macro_rules! stops {
-    ($($name:ident: $step:ident),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            stop_at(Step::$step);
-        })*
-    };
-}
-
-stops!(
+at_every_step!(
+    stop_at:
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_open_writes: OpenStarted,
+    g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_rewritten_journal_is_synced: OpenRewritten,
     g2_g3_exactly_one_side_holds_it_after_a_stop_after_the_replay: OpenReplayed,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_epoch_is_synced: OpenRaised,
     g2_g3_exactly_one_side_holds_it_after_a_stop_between_journal_entries: CommitEntry,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_sync: CommitSync,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_group_is_shown: CommitPublish,
+    g2_g3_exactly_one_side_holds_it_after_a_stop_before_the_sync_of_sleds_file: IndexSync,
+    g2_g3_exactly_one_side_holds_it_after_a_stop_after_the_sync_of_sleds_file: IndexSynced,
     g2_g3_exactly_one_side_holds_it_after_a_stop_after_the_freeze: DrainFrozen,
     g2_g3_exactly_one_side_holds_it_after_a_stop_between_index_writes: DrainSlice,
     g2_g3_exactly_one_side_holds_it_after_a_stop_before_a_log_is_erased: DrainErased,
