@@ -67,7 +67,7 @@ impl Ground {
     }
 
     /// Another host, live for long or lapsed.
-    async fn host(&self, live: bool) -> OwnerNumber {
+    pub(super) async fn host(&self, live: bool) -> OwnerNumber {
         let number = self.other.next_owner().unwrap();
         let record = OwnerRecord {
             owner: ProcessOwner {
@@ -82,13 +82,24 @@ impl Ground {
         number
     }
 
-    async fn commit(&self, change: Change) {
+    /// Says of a host that it is gone.
+    pub(super) async fn retire(&self, number: OwnerNumber) {
+        let known = self.other.view().unwrap().owner(number).unwrap();
+        let record = OwnerRecord {
+            expires_at_ms: 0,
+            retired: true,
+            ..known.unwrap()
+        };
+        self.commit(Change::PutOwner { number, record }).await;
+    }
+
+    pub(super) async fn commit(&self, change: Change) {
         let set = WriteSet::new(Vec::new(), vec![change]);
         self.other.commit_wait(set).await.unwrap();
     }
 
     /// Gives a lease to somebody, and leaves the log as it is.
-    async fn give(&self, row: Row, owner: OwnerNumber, token: FencingToken) -> Lease {
+    pub(super) async fn give(&self, row: Row, owner: OwnerNumber, token: FencingToken) -> Lease {
         let last = self.loaded(row).state.last_sequence;
         let Change::Append(mut append) = writes::release(row, last) else {
             panic!("a release is a change of a process");
@@ -98,7 +109,7 @@ impl Ground {
         Lease { owner, token }
     }
 
-    async fn held(&self, count: usize) {
+    pub(super) async fn held(&self, count: usize) {
         until(|| self.gated.count() == count).await;
     }
 

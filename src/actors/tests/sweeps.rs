@@ -4,7 +4,10 @@ use super::conditions::Ground;
 use super::gated::{Gated, Put, idle, open_at};
 use super::*;
 use crate::actors::reaper::end_by_proof;
-use crate::store::read::IdEntry;
+use crate::model::decide::{self, Command, Decision, Facts};
+use crate::store::keys::Row;
+use crate::store::read::{IdEntry, LoadedProcess};
+use crate::store::writes;
 
 /// W2: by the commit itself, because the sweep may have failed while that was on its way.
 #[tokio::test]
@@ -59,10 +62,11 @@ async fn a_sweep_goes_on_after_a_view_that_expired() {
     let ground = Ground::open(0, idle).await;
     let shared = &ground.shared;
     start(shared, "p", RecoveryDisposition::Rerunnable).await;
-    ground.gated.expired.store(3, Ordering::SeqCst);
+    // One of them is the one on which owners are read.
+    ground.gated.expired.store(4, Ordering::SeqCst);
     assert_eq!(shared.recover_now().await.unwrap().examined, 1);
     // But not for ever: the next sweep tries again.
-    ground.gated.expired.store(4, Ordering::SeqCst);
+    ground.gated.expired.store(5, Ordering::SeqCst);
     let failed = shared.recover_now().await;
     assert!(matches!(failed, Err(Error::Timeout { .. })), "{failed:?}");
     assert_eq!(shared.recover_now().await.unwrap().examined, 1);
@@ -84,4 +88,70 @@ async fn l6_a_start_without_an_age_counts_from_the_open_whatever_its_stamp_says(
         .started_for_ms(&loaded.registration, &loaded.state);
     assert_eq!(started_for_ms, 700);
     shut(&ground.runtime).await;
+}
+
+/// A2: what an owner has claimed that died while a sweep walked says about whom it is.
+#[tokio::test]
+async fn a_sweep_forgets_no_owner_that_claimed_and_died_while_it_walked() {
+    let ground = Ground::open(0, idle).await;
+    let shared = &ground.shared;
+    for id in ["free", "lost"] {
+        start(shared, id, RecoveryDisposition::Rerunnable).await;
+    }
+    let (free, lost) = (ground.row("free"), ground.row("lost"));
+    // From here on nothing sweeps but what is called here.
+    shared.recover_now().await.unwrap();
+    let claims = async |row| {
+        let owner = ground.host(true).await;
+        let token = ground.other.next_token().unwrap();
+        let lease = ground.give(row, owner, token).await;
+        ground.retire(owner).await;
+        lease
+    };
+    ask_to_abandon(&ground, lost).await;
+    let gone = claims(lost).await.owner;
+    ground.gated.shut();
+    let sweeping = {
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move { shared.recover_now().await })
+    };
+    // The last page has been read, and the walk waits for what it had to end.
+    ground.held(1).await;
+    let lease = claims(free).await;
+    ground.gated.open_gate();
+    assert_eq!(within(sweeping).await.unwrap().unwrap().abandoned, 1);
+    assert_eq!(ground.loaded(free).edges.lease, Some(lease));
+    let known = |number| {
+        let view = ground.other.view().unwrap();
+        view.owner(number).unwrap().is_some()
+    };
+    assert!(known(lease.owner), "a lease names it");
+    let report = crate::store::verify::verify(&shared.store).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    // Whom no lease names any more is forgotten, by a walk that begins after that.
+    assert!(known(gone));
+    shared.recover_now().await.unwrap();
+    assert!(!known(gone));
+    shut(&ground.runtime).await;
+}
+
+/// Asks for the end of a process without a word to the runtime.
+async fn ask_to_abandon(ground: &Ground, row: Row) {
+    let LoadedProcess {
+        registration,
+        mut state,
+        ..
+    } = ground.loaded(row);
+    let command = Command::RequestAbandon {
+        requested_by: "ops".into(),
+        reason: None,
+    };
+    let decided = decide::decide(&registration, &state, command, Facts::default());
+    let Ok(Decision::Commit { events, lease }) = decided else {
+        panic!("{decided:?}");
+    };
+    decide::apply_drafts(&registration, &mut state, &events, 1).unwrap();
+    let nobody = OwnerNumber::default();
+    let change = writes::append(&registration, &events, &state, &lease, nobody, 1);
+    ground.commit(change.unwrap()).await;
 }
