@@ -17,7 +17,9 @@ use crate::engines::CancelReason;
 use crate::model::decide::Command;
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover, time_left_ms};
-use crate::model::{Error, FencingToken, ProcessEvent, ProcessInput, RecoveryDisposition, Result};
+use crate::model::{
+    Error, FencingToken, ProcessEvent, ProcessInput, RecoveryDisposition, Result, StartReason,
+};
 
 impl Process {
     /// A slot is free: claims the process, if that is still what is to be done.
@@ -81,7 +83,7 @@ impl Process {
         };
         self.refresh();
         match self.next_attempt(&owner) {
-            Ok(Some((reason, takes_over))) => match self.shared.store.next_token() {
+            Ok(Some(reason)) => match self.shared.store.next_token() {
                 Ok(token) => {
                     self.beginning = true;
                     self.shared.first_start(&self.registration, &self.state);
@@ -98,7 +100,6 @@ impl Process {
                             permit,
                             owner,
                             token,
-                            takes_over,
                             claimed: self.shared.claiming(self.row),
                         },
                     });
@@ -116,24 +117,19 @@ impl Process {
         }
     }
 
-    /// Why the next attempt begins, and whose lease it takes over; `None` if none is to begin.
-    pub(super) fn next_attempt(
-        &mut self,
-        owner: &Arc<OwnerHandle>,
-    ) -> Result<Option<(crate::model::StartReason, Option<FencingToken>)>> {
+    /// Why the next attempt begins; `None` if none is to begin.
+    pub(super) fn next_attempt(&mut self, owner: &Arc<OwnerHandle>) -> Result<Option<StartReason>> {
         if self.shared.has_task(self.registration.incarnation) {
             // Code that never yields still runs: nothing is started beside it.
             return Ok(None);
         }
-        // A live lease of this same incarnation, and no task: its actor died, and it may be
-        // taken over under a new token.
-        let orphaned = self
-            .lease
-            .filter(|lease| lease.owner == owner.number)
-            .map(|lease| lease.token);
-        let lease = match orphaned {
-            Some(_) => LeaseStanding::Held(OwnerStanding::Dead),
-            None => self.shared.store.view()?.lease_standing(self.lease)?,
+        // A live lease of this same incarnation, and no task: its actor died, which the reaper records.
+        // No attempt begins beside a lease, whoever is named there.
+        let orphaned = self.lease.is_some_and(|lease| lease.owner == owner.number);
+        let lease = if orphaned {
+            LeaseStanding::Held(OwnerStanding::Dead)
+        } else {
+            self.shared.store.view()?.lease_standing(self.lease)?
         };
         let facts = RecoveryFacts {
             lease,
@@ -145,7 +141,7 @@ impl Process {
             RecoveryAction::Queue {
                 reason,
                 not_before_ms,
-            } if not_before_ms <= self.shared.steady_ms() => Ok(Some((reason, orphaned))),
+            } if not_before_ms <= self.shared.steady_ms() => Ok(Some(reason)),
             RecoveryAction::Queue { .. } => {
                 // It came too early: it is queued again, for its time.
                 self.shared.look_at(self.row);

@@ -41,8 +41,6 @@ pub(super) enum Purpose {
         permit: SlotPermit,
         owner: Arc<OwnerHandle>,
         token: FencingToken,
-        /// The token of a dead execution of this same runtime, whose lease is taken over.
-        takes_over: Option<FencingToken>,
         claimed: Claimed,
     },
     /// A wait began.

@@ -39,7 +39,6 @@ impl Process {
                 owner,
                 token,
                 claimed,
-                ..
             } => self.launch(permit, &owner, token, claimed),
             Purpose::Settle { token } => self.settled(token),
             Purpose::WaitBegun { wait_id } => self.wait_begun(wait_id),

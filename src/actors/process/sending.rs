@@ -163,14 +163,8 @@ impl Process {
             } => held(*token, false, &mut conditions),
             Command::ScheduleRetry { token, .. } => held(*token, true, &mut conditions),
             Command::Begin { .. } => {
-                if let Purpose::Begin {
-                    owner, takes_over, ..
-                } = &work.purpose
-                {
-                    conditions.push(match takes_over {
-                        Some(token) => Condition::Token { row, token: *token },
-                        None => Condition::LeaseFree { row },
-                    });
+                if let Purpose::Begin { owner, .. } = &work.purpose {
+                    conditions.push(Condition::LeaseFree { row });
                     conditions.push(Condition::OwnerLive {
                         owner: owner.number,
                     });
