@@ -24,6 +24,7 @@ mod conditions;
 mod fencing;
 mod gated;
 mod in_flight;
+mod lapses;
 mod liveness;
 mod own_end;
 mod sessions;

@@ -4,10 +4,7 @@ use super::conditions::Ground;
 use super::gated::{Gated, Put, idle, open_at};
 use super::*;
 use crate::actors::reaper::end_by_proof;
-use crate::model::decide::{self, Command, Decision, Facts};
-use crate::store::keys::Row;
-use crate::store::read::{IdEntry, LoadedProcess};
-use crate::store::writes;
+use crate::store::read::IdEntry;
 
 /// W2: by the commit itself, because the sweep may have failed while that was on its way.
 #[tokio::test]
@@ -108,7 +105,7 @@ async fn a_sweep_forgets_no_owner_that_claimed_and_died_while_it_walked() {
         ground.retire(owner).await;
         lease
     };
-    ask_to_abandon(&ground, lost).await;
+    ground.ask_to_abandon(lost).await;
     let gone = claims(lost).await.owner;
     ground.gated.shut();
     let sweeping = {
@@ -133,25 +130,4 @@ async fn a_sweep_forgets_no_owner_that_claimed_and_died_while_it_walked() {
     shared.recover_now().await.unwrap();
     assert!(!known(gone));
     shut(&ground.runtime).await;
-}
-
-/// Asks for the end of a process without a word to the runtime.
-async fn ask_to_abandon(ground: &Ground, row: Row) {
-    let LoadedProcess {
-        registration,
-        mut state,
-        ..
-    } = ground.loaded(row);
-    let command = Command::RequestAbandon {
-        requested_by: "ops".into(),
-        reason: None,
-    };
-    let decided = decide::decide(&registration, &state, command, Facts::default());
-    let Ok(Decision::Commit { events, lease }) = decided else {
-        panic!("{decided:?}");
-    };
-    decide::apply_drafts(&registration, &mut state, &events, 1).unwrap();
-    let nobody = OwnerNumber::default();
-    let change = writes::append(&registration, &events, &state, &lease, nobody, 1);
-    ground.commit(change.unwrap()).await;
 }
