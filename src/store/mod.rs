@@ -11,6 +11,7 @@ mod kv_laws;
 mod laws;
 pub(crate) mod locks;
 pub(crate) mod memory_kv;
+pub(crate) mod panics;
 pub(crate) mod process_store;
 pub(crate) mod query;
 pub(crate) mod read;
