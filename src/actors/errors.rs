@@ -3,6 +3,7 @@
 use crate::model::{Error, SessionScope};
 use crate::store::error::StoreError;
 use crate::store::query::QueryError;
+use crate::store::walk_thread::WalkError;
 use crate::store::write_set::{CommitError, Refusal};
 
 impl From<StoreError> for Error {
@@ -25,6 +26,21 @@ impl From<StoreError> for Error {
             },
             StoreError::Invalid { what } => Self::invalid("store", what, "see the builder"),
             StoreError::Closed => Self::ShuttingDown,
+        }
+    }
+}
+
+impl From<WalkError> for Error {
+    fn from(error: WalkError) -> Self {
+        match error {
+            WalkError::Panicked { .. } => Self::Corrupted {
+                what: error.to_string(),
+            },
+            // As where the fence gets none.
+            WalkError::NoThread { cause } => Self::Overloaded {
+                what: format!("threads: {cause}"),
+                limit: 0,
+            },
         }
     }
 }
@@ -101,5 +117,24 @@ pub(super) fn not_granted(scope: &SessionScope, ids: Vec<String>) -> Error {
     Error::NotGranted {
         scope: scope.id(),
         ids,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_that_failed_says_why_and_is_no_failure_of_the_store() {
+        let what = "index out of bounds".to_owned();
+        let error = Error::from(WalkError::Panicked { what });
+        assert!(matches!(error, Error::Corrupted { .. }), "{error:?}");
+        assert!(
+            error.to_string().ends_with(": index out of bounds"),
+            "{error}"
+        );
+        let cause = "resource temporarily unavailable".to_owned();
+        let error = Error::from(WalkError::NoThread { cause });
+        assert!(matches!(error, Error::Overloaded { .. }), "{error:?}");
     }
 }

@@ -24,7 +24,8 @@ use crate::store::write_set::{Change, CommitResult, Condition, WriteSet};
 /// monotonic one. A wall clock that jumps ends nothing then. Where one runtime alone has the store,
 /// an expiry means nothing to the next open: its epoch is proof enough. Hosts that share a store
 /// compare what their wall clocks showed when they opened it; where that is wrong, work is taken
-/// over late or early, which delays it or fences one of them, and ends nothing.
+/// over late or early, which delays it or fences one of them: whatever a lapse leads to is decided by a
+/// commit that finds the lease lapsed, and nothing of the attempt is touched before that.
 #[derive(Debug)]
 pub(crate) struct SteadyClock {
     inner: Arc<dyn Clock>,

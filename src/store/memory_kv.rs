@@ -215,8 +215,9 @@ impl Shared {
 
 impl Kv for MemoryKv {
     fn submit(&self, mut proposal: Box<dyn Proposal>) {
-        let now_epoch_ms = self.clock.now_epoch_ms();
         let mut state = lock(&self.shared.state);
+        // L4: the time at which the conditions are looked at, however long it waited for its turn.
+        let now_epoch_ms = self.clock.now_epoch_ms();
         let outcome = if self.closed.load(Ordering::Acquire) {
             Outcome::NotWritten(StoreError::Closed)
         } else if let Err(error) = self.shared.sound() {
@@ -402,5 +403,57 @@ impl fmt::Debug for MemoryKv {
             .field("epoch", &self.epoch)
             .field("shared", &self.shared)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Shows whether somebody else could commit while it is read.
+    #[derive(Debug, Default)]
+    struct SeesTurns(OnceLock<Arc<Shared>>);
+
+    const IN_TURN: u64 = 7;
+
+    impl Clock for SeesTurns {
+        fn now_epoch_ms(&self) -> u64 {
+            let shared = self.0.get().unwrap();
+            let in_turn = shared.state.try_lock().is_err();
+            if in_turn { IN_TURN } else { 0 }
+        }
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    /// Says when it was judged.
+    struct WhenJudged(Arc<AtomicU64>);
+
+    impl Proposal for WhenJudged {
+        fn resolve(
+            &mut self,
+            _state: &dyn Reader,
+            cx: &mut CommitContext<'_>,
+        ) -> Result<Verdict, StoreError> {
+            self.0.store(cx.now_epoch_ms, Ordering::SeqCst);
+            Ok(Verdict::Refuse)
+        }
+        fn done(self: Box<Self>, _outcome: Outcome) {}
+    }
+
+    /// What waits for its turn must not be judged by the time at which it came: a lease may lapse
+    /// meanwhile.
+    #[test]
+    fn l4_a_commit_is_judged_by_the_time_of_its_turn() {
+        let clock = Arc::new(SeesTurns::default());
+        let kv = MemoryKv::shared().open(Arc::clone(&clock) as _).unwrap();
+        clock.0.set(Arc::clone(&kv.shared)).unwrap();
+        let judged = Arc::new(AtomicU64::new(0));
+        kv.submit(Box::new(WhenJudged(Arc::clone(&judged))));
+        assert_eq!(judged.load(Ordering::SeqCst), IN_TURN);
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod locks;
 pub(crate) mod memory_kv;
 #[cfg(test)]
 pub(crate) mod noted;
+pub(crate) mod panics;
 pub(crate) mod process_store;
 pub(crate) mod query;
 pub(crate) mod read;

@@ -12,11 +12,28 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::error::StoreError;
 use super::locks::lock;
+use super::panics::panic_text;
 
 /// Walks that wait for their turn; whoever has one more to make waits before.
 const QUEUE_MAX: usize = 64;
+
+/// Why a walk came to nothing. Neither says that something failed in the store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WalkError {
+    /// Its own code panicked.
+    #[error("a walk through the store panicked: {what}")]
+    Panicked {
+        /// What the panic said.
+        what: String,
+    },
+    /// The operating system has no thread to give.
+    #[error("no thread for a walk through the store: {cause}")]
+    NoThread {
+        /// What it said.
+        cause: String,
+    },
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -40,23 +57,29 @@ impl WalkThread {
     pub(crate) async fn walk<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, WalkError> {
         let (answer, answered) = oneshot::channel();
         let job = Box::new(move || {
             if !answer.is_closed() {
-                // Where it panics, dropping the answer tells so.
-                let done = catch_unwind(AssertUnwindSafe(work));
-                let _ = done.map(|done| answer.send(done));
+                let done = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+                    let what = panic_text(&*panic).to_owned();
+                    tracing::error!(what, "a walk through the store panicked");
+                    WalkError::Panicked { what }
+                });
+                let _ = answer.send(done);
             }
         });
-        let ended = || StoreError::Corrupted {
-            what: "a walk through the store panicked: see the message of its panic".to_owned(),
+        #[cfg(test)]
+        let _stands = time_stands();
+        // The thread contains what panics on it, and ends with the last that holds its queue.
+        let ended = || WalkError::NoThread {
+            cause: "it has ended".to_owned(),
         };
         self.queue()?.send(job).await.map_err(|_| ended())?;
-        answered.await.map_err(|_| ended())
+        answered.await.map_err(|_| ended())?
     }
 
-    fn queue(&self) -> Result<mpsc::Sender<Job>, StoreError> {
+    fn queue(&self) -> Result<mpsc::Sender<Job>, WalkError> {
         let mut queue = lock(&self.queue);
         if let Some(running) = queue.as_ref() {
             return Ok(running.clone());
@@ -69,11 +92,20 @@ impl WalkThread {
                     job();
                 }
             })
-            .map_err(|error| StoreError::Failed {
-                cause: format!("start thread procession-walk: {error}").into(),
+            .map_err(|error| WalkError::NoThread {
+                cause: error.to_string(),
             })?;
         Ok(queue.insert(sender).clone())
     }
+}
+
+/// Where a test pauses time it would pass while this thread is at work, of which the async runtime knows
+/// nothing: not as long as what is returned is held.
+#[cfg(test)]
+fn time_stands() -> std::sync::mpsc::Sender<()> {
+    let (held, let_go) = std::sync::mpsc::channel();
+    tokio::task::spawn_blocking(move || let_go.recv());
+    held
 }
 
 #[cfg(test)]
@@ -92,7 +124,8 @@ mod tests {
         let first = where_it_walks(&walk_thread).await;
         assert_ne!(first, thread::current().id());
         let panicked: Result<(), _> = walk_thread.walk(|| panic!("on purpose")).await;
-        assert!(matches!(panicked, Err(StoreError::Corrupted { .. })));
+        let what = "on purpose".to_owned();
+        assert_eq!(panicked, Err(WalkError::Panicked { what }));
         assert_eq!(where_it_walks(&walk_thread.clone()).await, first);
     }
 

@@ -65,8 +65,18 @@ pub(crate) struct Attempt {
     pub(crate) finish: oneshot::Sender<Value>,
 }
 
-/// Hands its attempts to the test, and ends as that says.
-struct Puppet(mpsc::UnboundedSender<Attempt>);
+/// A look for what an attempt left behind, which goes on until the test answers.
+struct Look {
+    process_id: String,
+    _goes_on: oneshot::Sender<()>,
+}
+
+/// Hands its attempts to the test, and ends as that says; and what it looks for, where they said what
+/// they might leave.
+struct Puppet {
+    begun: mpsc::UnboundedSender<Attempt>,
+    looks: mpsc::UnboundedSender<Look>,
+}
 
 #[async_trait::async_trait]
 impl ProcessEngine for Puppet {
@@ -75,11 +85,24 @@ impl ProcessEngine for Puppet {
     }
     async fn run(&self, cx: ProcessContext, _payload: Value) -> EngineResult {
         let (finish, value) = oneshot::channel();
-        self.0.send(Attempt { cx, finish }).unwrap();
+        self.begun.send(Attempt { cx, finish }).unwrap();
         match value.await {
             Ok(value) => Ok(value),
             Err(_) => std::future::pending().await,
         }
+    }
+    fn survivor_key(&self, record: &ProcessRecord) -> Option<String> {
+        Some(left(record.attempt))
+    }
+    async fn end_survivors(&self, event: &ProcessEvent) -> Vec<Survivor> {
+        let (goes_on, answered) = oneshot::channel();
+        let look = Look {
+            process_id: event.process_id.clone(),
+            _goes_on: goes_on,
+        };
+        self.looks.send(look).unwrap();
+        let _ = answered.await;
+        Vec::new()
     }
 }
 
@@ -87,6 +110,7 @@ pub(crate) struct Host {
     pub(crate) supervisor: Supervisor,
     pub(crate) processes: Processes,
     attempts: Mutex<mpsc::UnboundedReceiver<Attempt>>,
+    looks: Mutex<mpsc::UnboundedReceiver<Look>>,
 }
 
 impl Host {
@@ -112,11 +136,16 @@ impl Host {
         every: Duration,
     ) -> Self {
         let (begun, attempts) = mpsc::unbounded_channel();
+        let (looking, looks) = mpsc::unbounded_channel();
+        let puppet = Puppet {
+            begun,
+            looks: looking,
+        };
         let supervisor = Supervisor::in_memory_store(store)
             .owner_id(name)
             .clock(clock)
             .lease(lease)
-            .engine(Puppet(begun))
+            .engine(puppet)
             .sweep_every(every)
             .open()
             .await
@@ -125,6 +154,7 @@ impl Host {
             processes: supervisor.processes(),
             supervisor,
             attempts: Mutex::new(attempts),
+            looks: Mutex::new(looks),
         }
     }
 
@@ -150,6 +180,10 @@ impl Host {
 
 pub(crate) fn puppet(id: &str, disposition: RecoveryDisposition) -> ProcessStartRequest {
     work(id, "puppet", disposition).with_event_type(ProcessEventType::new("said"))
+}
+
+fn left(attempt: u32) -> String {
+    format!("left/{attempt}")
 }
 
 fn said(by: &str) -> ProcessEventAppendRequest {
@@ -318,6 +352,50 @@ async fn an_owner_bound_lapse_without_proof_is_left_stale_until_somebody_asks() 
     ];
     assert_eq!(types, expected);
     two.no_attempt();
+    close_all([one, two]).await;
+}
+
+/// L5: what the owner may still be at work on is touched only once it has lost its lease for good. That
+/// the commit before may be refused is tested in `src/actors/tests/lapses.rs`.
+#[tokio::test]
+async fn what_a_lapsed_owner_left_is_looked_for_when_its_loss_is_durable() {
+    let store = InMemoryStore::shared();
+    let one = Host::revenant(&store).await;
+    let mut attempts = Vec::new();
+    for (id, disposition) in [
+        ("again", RecoveryDisposition::Rerunnable),
+        ("given up", RecoveryDisposition::OwnerBound),
+    ] {
+        let request = puppet(id, disposition);
+        one.processes.start(request, inline()).await.unwrap();
+        let attempt = one.attempt().await;
+        let event = said("one").with_replay_key(Some(left(1)));
+        attempt.cx.emit_durable(event).await.unwrap();
+        attempts.push(attempt);
+    }
+    let abandon = one.processes.request_abandon("given up", "ops", None);
+    abandon.await.unwrap();
+
+    let two = Host::open(&store, "two", HandClock::at(NOON_MS + TTL_MS), hour()).await;
+    let mut looked_for = Vec::new();
+    for _ in 0..2 {
+        let look = within(two.looks.lock().unwrap().recv()).await.unwrap();
+        let seen = two.get(&look.process_id).await;
+        if look.process_id == "again" {
+            assert_eq!(seen.lease.unwrap().owner.owner_id, "two");
+            two.no_attempt();
+        } else {
+            assert_eq!(seen.lifecycle, Lifecycle::Abandoned);
+        }
+        looked_for.push(look.process_id);
+    }
+    looked_for.sort_unstable();
+    assert_eq!(looked_for, ["again", "given up"]);
+    assert_eq!(two.attempt().await.cx.attempt(), 2);
+    for attempt in attempts {
+        attempt.finish.send(json!("revenant")).unwrap();
+        within(attempt.cx.lease_lost()).await;
+    }
     close_all([one, two]).await;
 }
 

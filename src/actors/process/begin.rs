@@ -10,14 +10,18 @@ use super::flight::{Purpose, Work};
 use super::messages::ProcessMsg;
 use super::state::Process;
 use super::waits::{History, Waits};
+use crate::actors::config::{NOTED_AT_ONCE, NOTED_BYTES};
 use crate::actors::dispatcher::{SlotPermit, Turn};
 use crate::actors::keeper::OwnerHandle;
 use crate::actors::runtime::Claimed;
 use crate::engines::CancelReason;
 use crate::model::decide::Command;
 use crate::model::lease::OwnerStanding;
+use crate::model::record::ProcessState;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover, time_left_ms};
-use crate::model::{Error, FencingToken, ProcessEvent, ProcessInput, RecoveryDisposition, Result};
+use crate::model::{
+    Error, FencingToken, ProcessInput, ProcessOwner, RecoveryDisposition, Result, StartReason,
+};
 
 impl Process {
     /// A slot is free: claims the process, if that is still what is to be done.
@@ -81,7 +85,7 @@ impl Process {
         };
         self.refresh();
         match self.next_attempt(&owner) {
-            Ok(Some((reason, takes_over))) => match self.shared.store.next_token() {
+            Ok(Some(reason)) => match self.shared.store.next_token() {
                 Ok(token) => {
                     self.beginning = true;
                     self.shared.first_start(&self.registration, &self.state);
@@ -98,8 +102,8 @@ impl Process {
                             permit,
                             owner,
                             token,
-                            takes_over,
                             claimed: self.shared.claiming(self.row),
+                            lost: self.lost_by_lapse(),
                         },
                     });
                 }
@@ -116,24 +120,30 @@ impl Process {
         }
     }
 
-    /// Why the next attempt begins, and whose lease it takes over; `None` if none is to begin.
-    pub(super) fn next_attempt(
-        &mut self,
-        owner: &Arc<OwnerHandle>,
-    ) -> Result<Option<(crate::model::StartReason, Option<FencingToken>)>> {
+    /// The newest state, if its owner was lost to a lapse: then nobody has looked for what the attempt
+    /// left behind. A lapse of an incarnation of this runtime is known to be the end of it.
+    pub(super) fn lost_by_lapse(&self) -> Option<Arc<ProcessState>> {
+        let shared = &self.shared;
+        let loss = self.state.owner_lost.as_ref()?;
+        let own = |owner: &ProcessOwner| owner.store_epoch == shared.store.epoch();
+        let elsewhere = !loss.owner.as_ref().is_some_and(own);
+        // Where nobody else has the store, whoever was here before is known to be gone.
+        (elsewhere && shared.store.exclusive_epoch().is_none()).then(|| Arc::clone(&self.state))
+    }
+
+    /// Why the next attempt begins; `None` if none is to begin.
+    pub(super) fn next_attempt(&mut self, owner: &Arc<OwnerHandle>) -> Result<Option<StartReason>> {
         if self.shared.has_task(self.registration.incarnation) {
             // Code that never yields still runs: nothing is started beside it.
             return Ok(None);
         }
-        // A live lease of this same incarnation, and no task: its actor died, and it may be
-        // taken over under a new token.
-        let orphaned = self
-            .lease
-            .filter(|lease| lease.owner == owner.number)
-            .map(|lease| lease.token);
-        let lease = match orphaned {
-            Some(_) => LeaseStanding::Held(OwnerStanding::Dead),
-            None => self.shared.store.view()?.lease_standing(self.lease)?,
+        // A live lease of this same incarnation, and no task: its actor died, which the reaper records.
+        // No attempt begins beside a lease, whoever is named there.
+        let orphaned = self.lease.is_some_and(|lease| lease.owner == owner.number);
+        let lease = if orphaned {
+            LeaseStanding::Held(OwnerStanding::Dead)
+        } else {
+            self.shared.store.view()?.lease_standing(self.lease)?
         };
         let facts = RecoveryFacts {
             lease,
@@ -145,7 +155,7 @@ impl Process {
             RecoveryAction::Queue {
                 reason,
                 not_before_ms,
-            } if not_before_ms <= self.shared.steady_ms() => Ok(Some((reason, orphaned))),
+            } if not_before_ms <= self.shared.steady_ms() => Ok(Some(reason)),
             RecoveryAction::Queue { .. } => {
                 // It came too early: it is queued again, for its time.
                 self.shared.look_at(self.row);
@@ -174,6 +184,7 @@ impl Process {
         owner: &Arc<OwnerHandle>,
         token: FencingToken,
         claimed: Claimed,
+        lost: Option<Arc<ProcessState>>,
     ) {
         self.beginning = false;
         self.shared.pause_is_over(self.registration.incarnation);
@@ -207,6 +218,7 @@ impl Process {
             permit,
             waits: Waits::new(history),
             claimed,
+            lost,
         });
         self.execution = Some(execution);
         self.note_since_history();
@@ -223,33 +235,47 @@ impl Process {
         }
     }
 
-    /// Signals that arrived while the history was read, or are in flight.
+    /// Takes note of what arrived while the history was read, of what others wrote, and of what is in
+    /// flight. That may be much: the rest of it follows page by page, as messages of their own, so that
+    /// whatever else runs here has its turn between them.
     pub(super) fn note_since_history(&mut self) {
+        let behind = |execution: &Execution| execution.waits.behind.is_some();
+        if !self.execution.as_ref().is_some_and(behind) {
+            self.note_page();
+        }
+    }
+
+    /// Goes on with that.
+    pub(super) fn note_more(&mut self, token: FencingToken) {
+        let current = |execution: &Execution| execution.token == token;
+        if self.execution.as_ref().is_some_and(current) {
+            self.note_page();
+            self.resolve_ready_waits();
+        }
+    }
+
+    fn note_page(&mut self) {
         let from = self.durable.last_sequence;
-        let events: Vec<Arc<ProcessEvent>> = self
-            .flights
-            .iter()
-            .flat_map(|flight| &flight.events)
-            .map(|(event, _)| Arc::clone(event))
-            .collect();
         let Some(execution) = &mut self.execution else {
             return;
         };
         let seen = execution.waits.seen();
         if seen < from && History::concerns(&self.registration) {
+            let (id, incarnation) = (&self.registration.id, self.registration.incarnation);
             let missed = self.shared.store.view().and_then(|view| {
-                view.events(
-                    &self.registration.id,
-                    self.registration.incarnation,
-                    seen + 1,
-                    usize::MAX,
-                    usize::MAX,
-                )
+                view.events(id, incarnation, seen + 1, NOTED_AT_ONCE, NOTED_BYTES)
             });
             match missed {
                 Ok(missed) => {
                     for event in &missed {
                         let _ = execution.waits.note(event);
+                    }
+                    if !missed.is_empty() && execution.waits.seen() < from {
+                        execution.waits.behind.get_or_insert_default();
+                        let token = execution.token;
+                        // Without a mailbox there is nobody left to wait for anything.
+                        let _ = self.myself.cast(ProcessMsg::NoteLog { token });
+                        return;
                     }
                 }
                 Err(error) => {
@@ -257,8 +283,14 @@ impl Process {
                 }
             }
         }
-        for event in &events {
+        let in_flight = self.flights.iter().flat_map(|flight| &flight.events);
+        for (event, _) in in_flight {
             let _ = execution.waits.note(event);
+        }
+        if let Some(behind) = execution.waits.behind.take() {
+            for wait in behind.held {
+                self.wait_begin(wait);
+            }
         }
     }
 }

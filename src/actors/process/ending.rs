@@ -277,6 +277,7 @@ impl Process {
     pub(super) fn settled(&mut self, token: FencingToken) {
         info!(process = %self.registration.id, fencing_token = token.get(),
             outcome = ?self.durable.terminal(), "attempt ended");
+        self.goes_on_later();
         self.drop_execution(token);
         if let Some(pause) = &self.durable.retry_pause {
             self.shared.enqueue(&self.registration, pause.retry_at_ms);

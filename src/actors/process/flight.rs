@@ -41,9 +41,9 @@ pub(super) enum Purpose {
         permit: SlotPermit,
         owner: Arc<OwnerHandle>,
         token: FencingToken,
-        /// The token of a dead execution of this same runtime, whose lease is taken over.
-        takes_over: Option<FencingToken>,
         claimed: Claimed,
+        /// The state before it, if the attempt before was lost to a lapse.
+        lost: Option<Arc<ProcessState>>,
     },
     /// A wait began.
     WaitBegun { wait_id: u64 },

@@ -26,6 +26,8 @@ pub(crate) use messages::{
 };
 pub(crate) use state::Activation;
 
+pub(crate) use crate::store::panics::panic_text;
+
 use std::panic::AssertUnwindSafe;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -68,13 +70,4 @@ impl Actor for ProcessActor {
             Err(panic) => Err(format!("process actor panicked: {}", panic_text(&*panic)).into()),
         }
     }
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned())
 }

@@ -15,6 +15,7 @@ impl Process {
     /// What a commit leads to beside its answer.
     pub(super) fn follow_up(&mut self, work: Work, answer: Answer) {
         if let Purpose::Release { token } = work.purpose {
+            self.goes_on_later();
             self.drop_execution(token);
             return;
         }
@@ -38,8 +39,8 @@ impl Process {
                 owner,
                 token,
                 claimed,
-                ..
-            } => self.launch(permit, &owner, token, claimed),
+                lost,
+            } => self.launch(permit, &owner, token, claimed, lost),
             Purpose::Settle { token } => self.settled(token),
             Purpose::WaitBegun { wait_id } => self.wait_begun(wait_id),
             Purpose::WaitEnded { wait_id } => self.wait_ended(wait_id),
@@ -88,6 +89,14 @@ impl Process {
             }
         };
         true
+    }
+
+    /// It is durable that an attempt has ended and another may follow: its execution may have been given
+    /// up while that was on its way.
+    pub(super) fn goes_on_later(&mut self) {
+        if !self.ended_otherwise() {
+            self.last_outcome = ShutdownOutcome::Released;
+        }
     }
 
     /// Tells whoever waits for some work how it went.

@@ -87,6 +87,8 @@ impl Process {
         let events = self.events_of(drafts, before.last_sequence, at_ms);
         if let Some(execution) = &mut self.execution
             && History::concerns(&self.registration)
+            // Otherwise taken note of with what comes before it.
+            && execution.waits.behind.is_none()
         {
             for (event, _) in &events {
                 // A signal that is on its way already ends the wait that it is for.
@@ -163,14 +165,8 @@ impl Process {
             } => held(*token, false, &mut conditions),
             Command::ScheduleRetry { token, .. } => held(*token, true, &mut conditions),
             Command::Begin { .. } => {
-                if let Purpose::Begin {
-                    owner, takes_over, ..
-                } = &work.purpose
-                {
-                    conditions.push(match takes_over {
-                        Some(token) => Condition::Token { row, token: *token },
-                        None => Condition::LeaseFree { row },
-                    });
+                if let Purpose::Begin { owner, .. } = &work.purpose {
+                    conditions.push(Condition::LeaseFree { row });
                     conditions.push(Condition::OwnerLive {
                         owner: owner.number,
                     });

@@ -11,6 +11,7 @@ use super::batch::{joins, leaves_corked};
 use super::execution::Execution;
 use super::flight::{Flight, Purpose, Work};
 use super::messages::{Answer, CommandCall, HostCommand, ProcessMsg, ShutdownOutcome};
+use super::waits::NewWait;
 use crate::actors::config::RETRIES_MAX;
 use crate::actors::runtime::Shared;
 use crate::engines::CancelReason;
@@ -143,7 +144,14 @@ impl Process {
                 signal_name,
                 timeout,
                 reply,
-            } => self.wait_begin(token, wait_id, signal_name, timeout, reply),
+            } => self.wait_begin(NewWait {
+                token,
+                wait_id,
+                signal_name,
+                timeout,
+                reply,
+            }),
+            ProcessMsg::NoteLog { token } => self.note_more(token),
             ProcessMsg::WaitDropped { wait_id } => self.wait_dropped(wait_id),
             ProcessMsg::WaitUnseen {
                 token,
@@ -412,10 +420,13 @@ impl Process {
     }
 
     /// Whether a canceller may claim it and end it in the same commit: not where a lease is still
-    /// named. What lost its owner may have left something behind that only the reaper looks for, and
+    /// named, or was lost. What lost its owner may have left something behind that only the reaper looks for, and
     /// without recovery nobody's lease is claimed.
     fn may_end_at_once(&self) -> Result<bool> {
         use crate::model::recovery::LeaseStanding;
+        if self.lost_by_lapse().is_some() {
+            return Ok(false);
+        }
         let standing = self.shared.store.view()?.lease_standing(self.lease)?;
         Ok(standing == LeaseStanding::Free)
     }

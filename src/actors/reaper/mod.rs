@@ -22,7 +22,7 @@ mod tests;
 
 pub(crate) use attention::Attention;
 pub use report::{RecoveryReport, RecoveryStep, RecoveryTotals};
-pub(crate) use survivors::Looks;
+pub(crate) use survivors::{Looks, look_before_attempt};
 
 use attention::Scope;
 use sweep::Sweep;

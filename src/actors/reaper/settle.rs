@@ -11,9 +11,9 @@ use super::survivors::{Looked, SlowEngines, end_survivors};
 use crate::actors::errors::commit_error;
 use crate::actors::runtime::Shared;
 use crate::model::decide::{self, Command, Decision, Facts, Finisher, LeaseChange, apply_drafts};
-use crate::model::lease::Lease;
+use crate::model::lease::{Lease, OwnerStanding};
 use crate::model::record::Registration;
-use crate::model::recovery::RecoveryAction;
+use crate::model::recovery::{LeaseStanding, RecoveryAction};
 use crate::model::{
     AbandonEvidence, AbandonProof, CompletionAuthority, FailureClass, FencingToken, OwnerNumber,
     ProcessAwaitOutput, ProcessOwner, RecoveryDisposition, Result, StartReason, Survivor,
@@ -93,14 +93,27 @@ impl Settling<'_> {
             return Ok(RecoveryStep::Overtaken);
         };
         // Before the commit: only what it frees may begin another attempt, so that what is looked
-        // for and ended here is never that attempt's.
-        let survivors = match end_survivors(self.shared, &loaded, slow).await {
-            Looked::Found(survivors) => survivors,
-            Looked::Later => return Ok(RecoveryStep::Unsettled),
+        // for and ended here is never that attempt's. But what may still be at work is touched by
+        // nobody before that commit says that it has lost its lease.
+        let lapsed = self.may_be_renewed()?.then(|| loaded.clone());
+        let survivors = match &lapsed {
+            Some(_) => None,
+            None => match self.look(&loaded, slow).await {
+                Looked::Found(survivors) => survivors,
+                Looked::Later => return Ok(RecoveryStep::Unsettled),
+            },
         };
         for _ in 0..TRIES_MAX {
             match self.write(loaded, survivors.clone()).await {
-                Ok(step) => return Ok(step),
+                Ok(step) => {
+                    if let Some(lapsed) = &lapsed
+                        && !matches!(step, RecoveryStep::Queued { .. })
+                    {
+                        // No other attempt follows. Where one does, it looks before it begins.
+                        self.look(lapsed, slow).await.log(id);
+                    }
+                    return Ok(step);
+                }
                 Err(CommitError::Refused(refusal)) => {
                     info!(process = %id, ?refusal, "recovery was overtaken");
                     if refusal != Refusal::Moved {
@@ -115,6 +128,25 @@ impl Settling<'_> {
             };
         }
         Ok(RecoveryStep::Overtaken)
+    }
+
+    async fn look(&self, loaded: &LoadedProcess, slow: &SlowEngines) -> Looked {
+        end_survivors(self.shared, &loaded.registration, &loaded.state, slow).await
+    }
+
+    /// Whether nothing but elapsed time speaks against whoever holds the lease (L5): another host, which
+    /// may be at work, and renew it before the commit is judged. Earlier incarnations of this runtime
+    /// renew nothing, and what runs of them here was looked at.
+    fn may_be_renewed(&self) -> Result<bool> {
+        let Some(lease) = self.lease else {
+            return Ok(false);
+        };
+        let view = self.shared.view()?;
+        let own = view
+            .owner(lease.owner)?
+            .is_some_and(|record| record.owner.store_epoch == self.shared.store.epoch());
+        let dead = LeaseStanding::Held(OwnerStanding::Dead);
+        Ok(!own && view.lease_standing(self.lease)? != dead)
     }
 
     /// The process as it is now, if it is still held by whom it was found to be lost by, and

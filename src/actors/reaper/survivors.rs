@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use tokio::sync::Semaphore;
-use tracing::warn;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
 
 use crate::actors::runtime::Shared;
+use crate::model::record::{ProcessState, Registration};
 use crate::model::{
     Incarnation, ProcessEvent, ProcessRecord, RecoveryDisposition, Result, Survivor,
 };
-use crate::store::read::LoadedProcess;
 
 /// How long an engine may take to look. The command engine takes at most some two seconds.
 const LOOK_MAX: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5_000 });
@@ -96,24 +97,56 @@ pub(super) enum Looked {
     Later,
 }
 
+impl Looked {
+    /// Says what was found where no event says it.
+    pub(super) fn log(&self, process_id: &str) {
+        match self {
+            Self::Found(Some(found)) if !found.is_empty() => {
+                info!(process = %process_id, ?found, "its last attempt had left something behind");
+            }
+            Self::Found(Some(_)) => {}
+            Self::Found(None) | Self::Later => {
+                warn!(process = %process_id, "nobody looked for what its last attempt left behind");
+            }
+        }
+    }
+}
+
+/// Has the engine end what the attempt before left behind, for one that is about to begin. The loss of
+/// its owner was recorded on nothing but a lapse, and until that was durable it might have been at work.
+pub(crate) async fn look_before_attempt(
+    shared: &Arc<Shared>,
+    registration: &Registration,
+    lost: &ProcessState,
+) {
+    let kind = registration.input.engine_kind();
+    if kind.is_some_and(|kind| shared.looks.is_given_up(kind)) {
+        return;
+    }
+    let looked = end_survivors(shared, registration, lost, &SlowEngines::default()).await;
+    shared.looks.forget(registration.incarnation);
+    looked.log(&registration.id);
+}
+
 /// Has the engine end what the last attempt of a process left behind.
 pub(super) async fn end_survivors(
     shared: &Arc<Shared>,
-    loaded: &LoadedProcess,
+    registration: &Registration,
+    state: &ProcessState,
     slow: &SlowEngines,
 ) -> Looked {
-    if loaded.registration.disposition == RecoveryDisposition::ExternallyOwned {
+    if registration.disposition == RecoveryDisposition::ExternallyOwned {
         return Looked::Found(None);
     }
-    if loaded.state.attempt == 0 {
+    if state.attempt == 0 {
         return Looked::Found(Some(Vec::new()));
     }
-    let Some(engine) = shared.engine_of(&loaded.registration) else {
+    let Some(engine) = shared.engine_of(registration) else {
         return Looked::Found(None);
     };
-    let record = ProcessRecord::assemble(&loaded.registration, &loaded.state);
+    let record = ProcessRecord::assemble(registration, state);
     let event = match engine.survivor_key(&record) {
-        Some(key) => find_event(shared, loaded, &key),
+        Some(key) => find_event(shared, registration, &key),
         None => Ok(None),
     };
     let event = match event {
@@ -133,20 +166,20 @@ pub(super) async fn end_survivors(
             false => Looked::Later,
         };
     }
-    // In a task of its own, so that a panic in it is no more than no answer.
+    // In a task of its own, so that a panic in it is no more than no answer; it ends with this one.
     let kind = engine.kind().to_owned();
-    let mut look = tokio::spawn(async move { engine.end_survivors(&event).await });
-    match tokio::time::timeout(LOOK_MAX, &mut look).await {
-        Ok(Ok(found)) => {
+    let mut look = JoinSet::new();
+    look.spawn(async move { engine.end_survivors(&event).await });
+    match tokio::time::timeout(LOOK_MAX, look.join_next()).await {
+        Ok(Some(Ok(found))) => {
             shared.looks.unanswered.remove(&kind);
             Looked::Found(Some(found))
         }
-        Ok(Err(error)) => {
+        Ok(Some(Err(error))) => {
             warn!(process = %record.id, %error, "its engine could not look for survivors");
             shared.looks.failed(record.incarnation)
         }
-        Err(_) => {
-            look.abort();
+        Ok(None) | Err(_) => {
             slow.add(&kind, &shared.looks);
             warn!(process = %record.id, engine = %kind, "its engine looks for survivors too long");
             shared.looks.failed(record.incarnation)
@@ -156,10 +189,9 @@ pub(super) async fn end_survivors(
 
 fn find_event(
     shared: &Shared,
-    loaded: &LoadedProcess,
+    registration: &Registration,
     replay_key: &str,
 ) -> Result<Option<ProcessEvent>> {
-    let registration = &loaded.registration;
     let view = shared.view()?;
     let Some(replayed) = view.replayed(registration.incarnation, replay_key)? else {
         return Ok(None);

@@ -16,7 +16,7 @@ use super::survivors::SlowEngines;
 use crate::actors::config::SWEEP_PAGE;
 use crate::actors::dispatcher::QueueEntry;
 use crate::actors::runtime::Shared;
-use crate::model::lease::OwnerStanding;
+use crate::model::lease::{self, OwnerStanding};
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover};
 use crate::model::{Error, Incarnation, LeaveReason, OwnerNumber, Result, StartReason};
 use crate::store::codec::stored::{HeadFacts, StateFacts};
@@ -124,6 +124,7 @@ impl<'a> Sweep<'a> {
     }
 
     async fn walk(&mut self, passing_over: bool) -> Result<()> {
+        let dead = self.dead_owners().await;
         let mut after: Option<Vec<u8>> = None;
         let mut elsewhere = HashSet::new();
         loop {
@@ -146,7 +147,7 @@ impl<'a> Sweep<'a> {
         self.shared.attention.keep_elsewhere(&elsewhere);
         self.shared.forget_timed(&self.ended);
         if !self.damaged {
-            self.forget_owners().await;
+            self.forget_owners(dead).await;
         }
         Ok(())
     }
@@ -209,26 +210,28 @@ impl<'a> Sweep<'a> {
         true
     }
 
-    /// Forgets owners of earlier opens that no lease names any more.
-    async fn forget_owners(&self) {
-        let dead: Vec<OwnerNumber> = match self.shared.view().and_then(|view| Ok(view.owners()?)) {
-            Ok(owners) => owners
-                .into_iter()
-                .filter(|(number, record)| {
-                    !self.named.contains(number)
-                        && crate::model::lease::standing(
-                            Some(record),
-                            self.shared.store.exclusive_epoch(),
-                            self.shared.now_ms(),
-                        ) == OwnerStanding::Dead
-                })
-                .map(|(number, _)| number)
-                .collect(),
-            Err(error) => {
-                warn!(%error, "owners cannot be read");
-                return;
-            }
-        };
+    /// Owners that can provably write no more. Read before the first page: who is gone by then names
+    /// itself on no lease afterwards, so that the pages meet every lease that names it. Who goes while
+    /// they are read may have claimed what they showed as free.
+    async fn dead_owners(&self) -> Vec<OwnerNumber> {
+        let shared = Arc::clone(self.shared);
+        let read = self.shared.walk(move || {
+            let owners = shared.view()?.owners()?.into_iter();
+            let dead = owners.filter(|(_, record)| {
+                let (epoch, now_ms) = (shared.store.exclusive_epoch(), shared.now_ms());
+                lease::standing(Some(record), epoch, now_ms) == OwnerStanding::Dead
+            });
+            Ok(dead.map(|(number, _)| number).collect())
+        });
+        read.await.unwrap_or_else(|error| {
+            warn!(%error, "owners cannot be read");
+            Vec::new()
+        })
+    }
+
+    /// Forgets those dead owners that no lease names any more.
+    async fn forget_owners(&self, mut dead: Vec<OwnerNumber>) {
+        dead.retain(|number| !self.named.contains(number));
         if dead.is_empty() {
             return;
         }
@@ -236,7 +239,7 @@ impl<'a> Sweep<'a> {
             .into_iter()
             .map(|number| Change::RemoveOwner { number })
             .collect();
-        // A dead owner acquires nothing, so nobody can have named it meanwhile.
+        // They were dead before the walk began, and acquire nothing: nobody can have named them meanwhile.
         if let Err(error) = self
             .shared
             .store

@@ -8,8 +8,10 @@ use tokio::sync::Semaphore;
 
 use super::gated::{Does, Gated, Put, idle};
 use super::*;
+use crate::model::decide::{self, Command, Decision, Facts};
 use crate::model::lease::{Lease, OwnerRecord};
 use crate::store::keys::Row;
+use crate::store::memory_kv::MemoryStore;
 use crate::store::read::{IdEntry, LoadedProcess};
 use crate::store::write_set::{Change, LeaseWrite, WriteSet};
 use crate::store::writes;
@@ -23,6 +25,7 @@ pub(super) struct Ground {
     pub(super) shared: Arc<Shared>,
     pub(super) gated: Arc<Gated>,
     pub(super) put: Arc<Put>,
+    pub(super) place: MemoryStore,
     pub(super) other: ProcessStore,
 }
 
@@ -32,27 +35,32 @@ impl Ground {
         F: Fn(ProcessContext) -> R + Send + Sync + 'static,
         R: Future<Output = EngineResult> + Send + 'static,
     {
+        Self::with_engine(slots, Does(does)).await
+    }
+
+    pub(super) async fn with_engine(slots: usize, engine: impl ProcessEngine) -> Self {
         let (place, put) = (MemoryKv::shared(), Arc::new(Put::default()));
         let clock: Arc<dyn Clock> = Arc::clone(&put) as _;
         let gated = Gated::open(&place, &clock);
         let store = ProcessStore::new(Arc::clone(&gated) as _, Arc::clone(&clock));
-        let config = RuntimeConfig {
-            lease: LeaseTimings::from_ttl(TTL).unwrap(),
-            sweep_every: TTL,
-            slots,
-            ..RuntimeConfig::default()
-        };
-        let engine = Arc::new(Does(does));
-        let runtime = Runtime::open(config, store, Arc::clone(&clock), vec![engine]);
-        let runtime = runtime.await.unwrap();
+        let runtime = open_quiet(slots, store, &clock, engine).await;
         let kv = place.open(Arc::clone(&clock)).unwrap();
         Self {
             shared: Arc::clone(&runtime.shared),
             runtime,
             gated,
             put,
+            place,
             other: ProcessStore::new(Arc::new(kv), clock),
         }
+    }
+
+    /// Another runtime on the same store, whose commits nobody holds.
+    pub(super) async fn another(&self, slots: usize, engine: impl ProcessEngine) -> Runtime {
+        let clock: Arc<dyn Clock> = Arc::clone(&self.put) as _;
+        let kv = self.place.open(Arc::clone(&clock)).unwrap();
+        let store = ProcessStore::new(Arc::new(kv), Arc::clone(&clock));
+        open_quiet(slots, store, &clock, engine).await
     }
 
     pub(super) fn row(&self, id: &str) -> Row {
@@ -67,7 +75,7 @@ impl Ground {
     }
 
     /// Another host, live for long or lapsed.
-    async fn host(&self, live: bool) -> OwnerNumber {
+    pub(super) async fn host(&self, live: bool) -> OwnerNumber {
         let number = self.other.next_owner().unwrap();
         let record = OwnerRecord {
             owner: ProcessOwner {
@@ -82,13 +90,54 @@ impl Ground {
         number
     }
 
-    async fn commit(&self, change: Change) {
+    /// Says of a host that it is gone.
+    pub(super) async fn retire(&self, number: OwnerNumber) {
+        self.put_owner(number, 0, true).await;
+    }
+
+    /// Has the lease of a host last until then.
+    pub(super) async fn expires(&self, number: OwnerNumber, expires_at_ms: u64) {
+        self.put_owner(number, expires_at_ms, false).await;
+    }
+
+    async fn put_owner(&self, number: OwnerNumber, expires_at_ms: u64, retired: bool) {
+        let known = self.other.view().unwrap().owner(number).unwrap();
+        let record = OwnerRecord {
+            expires_at_ms,
+            retired,
+            ..known.unwrap()
+        };
+        self.commit(Change::PutOwner { number, record }).await;
+    }
+
+    /// Asks for the end of a process without a word to the runtime.
+    pub(super) async fn ask_to_abandon(&self, row: Row) {
+        let LoadedProcess {
+            registration,
+            mut state,
+            ..
+        } = self.loaded(row);
+        let command = Command::RequestAbandon {
+            requested_by: "ops".into(),
+            reason: None,
+        };
+        let decided = decide::decide(&registration, &state, command, Facts::default());
+        let Ok(Decision::Commit { events, lease }) = decided else {
+            panic!("{decided:?}");
+        };
+        decide::apply_drafts(&registration, &mut state, &events, 1).unwrap();
+        let nobody = OwnerNumber::default();
+        let change = writes::append(&registration, &events, &state, &lease, nobody, 1);
+        self.commit(change.unwrap()).await;
+    }
+
+    pub(super) async fn commit(&self, change: Change) {
         let set = WriteSet::new(Vec::new(), vec![change]);
         self.other.commit_wait(set).await.unwrap();
     }
 
     /// Gives a lease to somebody, and leaves the log as it is.
-    async fn give(&self, row: Row, owner: OwnerNumber, token: FencingToken) -> Lease {
+    pub(super) async fn give(&self, row: Row, owner: OwnerNumber, token: FencingToken) -> Lease {
         let last = self.loaded(row).state.last_sequence;
         let Change::Append(mut append) = writes::release(row, last) else {
             panic!("a release is a change of a process");
@@ -98,7 +147,7 @@ impl Ground {
         Lease { owner, token }
     }
 
-    async fn held(&self, count: usize) {
+    pub(super) async fn held(&self, count: usize) {
         until(|| self.gated.count() == count).await;
     }
 
@@ -134,12 +183,30 @@ impl Ground {
     }
 
     /// It goes on under that lease, and nothing was said in its log.
-    fn is_still(&self, row: Row, lease: Lease, events: u64) {
+    pub(super) fn is_still(&self, row: Row, lease: Lease, events: u64) {
         let loaded = self.loaded(row);
         assert_eq!(loaded.edges.lease, Some(lease));
         assert_eq!(loaded.state.terminal(), None);
         assert_eq!(loaded.state.last_sequence, events);
     }
+}
+
+/// A runtime of which no timer goes off while a test runs.
+async fn open_quiet(
+    slots: usize,
+    store: ProcessStore,
+    clock: &Arc<dyn Clock>,
+    engine: impl ProcessEngine,
+) -> Runtime {
+    let config = RuntimeConfig {
+        lease: LeaseTimings::from_ttl(TTL).unwrap(),
+        sweep_every: TTL,
+        slots,
+        ..RuntimeConfig::default()
+    };
+    Runtime::open(config, store, Arc::clone(clock), vec![Arc::new(engine)])
+        .await
+        .unwrap()
 }
 
 /// `Condition::Token` in `Process::conditions_of`, for what an engine emits and for its outcome.

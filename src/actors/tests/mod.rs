@@ -19,12 +19,14 @@ use crate::store::clock::{Clock, SystemClock};
 use crate::store::memory_kv::MemoryKv;
 use crate::store::process_store::ProcessStore;
 
+mod behind;
 mod closing;
 mod conditions;
 mod fencing;
 mod gated;
 mod held;
 mod in_flight;
+mod lapses;
 mod liveness;
 mod own_end;
 mod reading;

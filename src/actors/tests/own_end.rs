@@ -1,4 +1,5 @@
-//! What a shutdown is told of work that its engine ends by an event of its own.
+//! What a shutdown is told of work that its engine ends by an event of its own, and of work whose
+//! execution is given up while what became of it is on its way.
 
 use tokio::sync::{Semaphore, oneshot};
 
@@ -74,4 +75,52 @@ async fn what_ends_by_its_own_event_after_its_lease_was_given_up_is_reported_as_
     assert_eq!(within(outcome).await.unwrap(), ShutdownOutcome::Finished);
     is_done(&ground, "goes on");
     shut(&ground.runtime).await;
+}
+
+/// Its lease is given back, or its next attempt put down for later, and that is accepted.
+#[tokio::test]
+async fn what_may_go_on_after_its_lease_was_given_up_is_reported_as_released() {
+    for id in ["is stopped", "fails"] {
+        let cue = Arc::new(Semaphore::new(0));
+        let cued = Arc::clone(&cue);
+        let ground = Ground::open(1, move |cx: ProcessContext| {
+            let cue = Arc::clone(&cued);
+            async move {
+                tokio::select! {
+                    _ = cue.acquire() => {
+                        Err(EngineFailure::new("busy", "later").retryable())
+                    }
+                    reason = cx.cancelled() => Err(EngineFailure::cancelled(reason)),
+                }
+            }
+        })
+        .await;
+        let shared = &ground.shared;
+        let request = request(id, RecoveryDisposition::Rerunnable).with_retry(RetryPolicy {
+            attempts: 2,
+            ..RetryPolicy::default()
+        });
+        shared.start(request, StartAs::default()).await.unwrap();
+        until(|| shared.get(id).unwrap().unwrap().facets.started).await;
+        let owner = shared.owner().unwrap().number;
+        ground.gated.shut();
+        if id == "fails" {
+            cue.add_permits(1);
+            ground.held(1).await;
+        }
+        let (report, ()) = tokio::join!(ground.runtime.shutdown(BOUND), async {
+            until(|| shared.is_shutting_down()).await;
+            ground.held(1).await;
+            tell(shared, id, ProcessMsg::LeaseLost { owner });
+            ground.gated.open_gate();
+        });
+        let expected = crate::actors::ShutdownReport {
+            released: vec![id.to_owned()],
+            ..Default::default()
+        };
+        assert_eq!(report.unwrap(), expected, "{id}");
+        let loaded = ground.loaded(ground.row(id));
+        assert_eq!((loaded.edges.lease, loaded.state.terminal()), (None, None));
+        assert_eq!(loaded.state.retry_pause.is_some(), id == "fails");
+    }
 }

@@ -59,10 +59,11 @@ async fn a_sweep_goes_on_after_a_view_that_expired() {
     let ground = Ground::open(0, idle).await;
     let shared = &ground.shared;
     start(shared, "p", RecoveryDisposition::Rerunnable).await;
-    ground.gated.expired.store(3, Ordering::SeqCst);
+    // One of them is the one on which owners are read.
+    ground.gated.expired.store(4, Ordering::SeqCst);
     assert_eq!(shared.recover_now().await.unwrap().examined, 1);
     // But not for ever: the next sweep tries again.
-    ground.gated.expired.store(4, Ordering::SeqCst);
+    ground.gated.expired.store(5, Ordering::SeqCst);
     let failed = shared.recover_now().await;
     assert!(matches!(failed, Err(Error::Timeout { .. })), "{failed:?}");
     assert_eq!(shared.recover_now().await.unwrap().examined, 1);
@@ -83,5 +84,50 @@ async fn l6_a_start_without_an_age_counts_from_the_open_whatever_its_stamp_says(
         .shared
         .started_for_ms(&loaded.registration, &loaded.state);
     assert_eq!(started_for_ms, 700);
+    shut(&ground.runtime).await;
+}
+
+/// A2: what an owner has claimed that died while a sweep walked says about whom it is.
+#[tokio::test]
+async fn a_sweep_forgets_no_owner_that_claimed_and_died_while_it_walked() {
+    let ground = Ground::open(0, idle).await;
+    let shared = &ground.shared;
+    for id in ["free", "lost"] {
+        start(shared, id, RecoveryDisposition::Rerunnable).await;
+    }
+    let (free, lost) = (ground.row("free"), ground.row("lost"));
+    // From here on nothing sweeps but what is called here.
+    shared.recover_now().await.unwrap();
+    let claims = async |row| {
+        let owner = ground.host(true).await;
+        let token = ground.other.next_token().unwrap();
+        let lease = ground.give(row, owner, token).await;
+        ground.retire(owner).await;
+        lease
+    };
+    ground.ask_to_abandon(lost).await;
+    let gone = claims(lost).await.owner;
+    ground.gated.shut();
+    let sweeping = {
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move { shared.recover_now().await })
+    };
+    // The last page has been read, and the walk waits for what it had to end.
+    ground.held(1).await;
+    let lease = claims(free).await;
+    ground.gated.open_gate();
+    assert_eq!(within(sweeping).await.unwrap().unwrap().abandoned, 1);
+    assert_eq!(ground.loaded(free).edges.lease, Some(lease));
+    let known = |number| {
+        let view = ground.other.view().unwrap();
+        view.owner(number).unwrap().is_some()
+    };
+    assert!(known(lease.owner), "a lease names it");
+    let report = crate::store::verify::verify(&shared.store).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    // Whom no lease names any more is forgotten, by a walk that begins after that.
+    assert!(known(gone));
+    shared.recover_now().await.unwrap();
+    assert!(!known(gone));
     shut(&ground.runtime).await;
 }

@@ -11,6 +11,7 @@ use std::sync::{PoisonError, RwLock};
 use bytes::Bytes;
 
 use super::super::error::StoreError;
+use super::super::panics::panic_text;
 use super::events;
 use super::frame::{Cursor, INLINE_BYTES_MAX, checksum, corrupted, length, length_u32};
 
@@ -130,15 +131,6 @@ impl Index {
         }
         true
     }
-}
-
-/// What a panic said.
-pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 impl Trees {

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use super::super::error::StoreError;
+use super::super::panics::panic_text;
 use super::Options;
 use super::fault::{Faults, Step};
 use super::frame::{FORMAT_VERSION, corrupted};
-use super::index::{Index, Trees, failed, panic_text};
+use super::index::{Index, Trees, failed};
 use super::inner::{Block, COUNTER_BLOCK, Inner, State};
 use super::journal::{self, Journal, Replay};
 use super::meta::{self, LowWater};

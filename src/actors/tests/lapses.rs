@@ -1,0 +1,134 @@
+//! What may be done to an attempt whose owner has lapsed, and may renew its lease yet.
+
+use super::conditions::Ground;
+use super::*;
+use crate::actors::reaper::RecoveryStep;
+use crate::store::read::LoadedProcess;
+
+/// What was begun and looked for, by which host, in this order.
+type Said = Arc<Mutex<Vec<String>>>;
+
+/// Says in an event what could outlive it, and runs until it is told to stop.
+struct Leaves {
+    host: &'static str,
+    said: Said,
+}
+
+impl Leaves {
+    fn on(host: &'static str, said: &Said) -> Self {
+        let said = Arc::clone(said);
+        Self { host, said }
+    }
+
+    fn say(&self, what: &str, attempt: &dyn std::fmt::Display) {
+        let said = format!("{} {what} {attempt}", self.host);
+        self.said.lock().unwrap().push(said);
+    }
+}
+
+#[async_trait::async_trait]
+impl ProcessEngine for Leaves {
+    fn kind(&self) -> &str {
+        "work"
+    }
+
+    async fn run(&self, cx: ProcessContext, _payload: Value) -> EngineResult {
+        self.say("runs", &cx.attempt());
+        let key = format!("left/{}", cx.attempt());
+        let note = ProcessEventAppendRequest::new("note", cx.attempt());
+        cx.emit_durable(note.with_replay_key(Some(key))).await?;
+        Err(EngineFailure::cancelled(cx.cancelled().await))
+    }
+
+    fn survivor_key(&self, record: &ProcessRecord) -> Option<String> {
+        Some(format!("left/{}", record.attempt))
+    }
+
+    async fn end_survivors(&self, event: &ProcessEvent) -> Vec<Survivor> {
+        self.say("looks for", &event.payload);
+        Vec::new()
+    }
+}
+
+/// A host that asks for the end of what waits for its next attempt does not keep anybody from looking.
+#[tokio::test]
+async fn a_cancel_of_what_was_lost_to_a_lapse_has_its_engine_look_first() {
+    let said = Said::default();
+    let ground = Ground::with_engine(0, Leaves::on("two", &said)).await;
+    let shared = &ground.shared;
+    shared.recover_now().await.unwrap();
+    let one = ground.another(1, Leaves::on("one", &said)).await;
+    start(&one.shared, "p", RecoveryDisposition::Rerunnable).await;
+    let row = ground.row("p");
+    until(|| ground.loaded(row).state.last_sequence == 2).await;
+    let lease = ground.loaded(row).edges.lease.unwrap();
+    ground.expires(lease.owner, 0).await;
+    assert_eq!(shared.recover_now().await.unwrap().queued, 1);
+    assert_eq!(*said.lock().unwrap(), ["one runs 1"]);
+    let cancel = HostCommand::Cancel { requested_by: None };
+    shared.command("p", cancel, None).await.unwrap();
+    let ended = within(shared.await_output("p")).await.unwrap();
+    assert_eq!(ended.state(), TerminalState::Cancelled);
+    assert_eq!(*said.lock().unwrap(), ["one runs 1", "two looks for 1"]);
+    drop(one);
+    shut(&ground.runtime).await;
+}
+
+/// L5, A1: the commit that says so may be refused, because its owner has renewed.
+#[tokio::test]
+async fn l5_nothing_is_ended_of_who_has_lapsed_before_its_loss_is_durable() {
+    for disposition in [
+        RecoveryDisposition::Rerunnable,
+        RecoveryDisposition::OwnerBound,
+    ] {
+        let said = Said::default();
+        let ground = Ground::with_engine(1, Leaves::on("two", &said)).await;
+        // From here on nothing sweeps there but what is called here.
+        ground.shared.recover_now().await.unwrap();
+        let one = ground.another(1, Leaves::on("one", &said)).await;
+        start(&one.shared, "p", disposition).await;
+        let row = ground.row("p");
+        let spoke = || ground.loaded(row).state.last_sequence == 2;
+        until(spoke).await;
+        if disposition == RecoveryDisposition::OwnerBound {
+            ground.ask_to_abandon(row).await;
+        }
+        let LoadedProcess { edges, state, .. } = ground.loaded(row);
+        let (lease, events) = (edges.lease.unwrap(), state.last_sequence);
+        let heard = || said.lock().unwrap().clone();
+
+        ground.expires(lease.owner, 0).await;
+        ground.gated.shut();
+        let sweeping = {
+            let shared = Arc::clone(&ground.shared);
+            tokio::spawn(async move { shared.recover_now().await })
+        };
+        ground.held(1).await;
+        ground.expires(lease.owner, u64::MAX).await;
+        ground.gated.open_gate();
+        let report = within(sweeping).await.unwrap().unwrap();
+        assert_eq!(report.processes, [("p".into(), RecoveryStep::Overtaken)]);
+        ground.is_still(row, lease, events);
+        assert_eq!(heard(), ["one runs 1"]);
+
+        ground.expires(lease.owner, 0).await;
+        let report = ground.shared.recover_now().await.unwrap();
+        if disposition == RecoveryDisposition::OwnerBound {
+            assert_eq!(report.abandoned, 1);
+            assert_eq!(heard(), ["one runs 1", "two looks for 1"]);
+            let loaded = ground.loaded(row);
+            let Some(ProcessAwaitOutput::Abandoned { evidence }) = loaded.state.status.output()
+            else {
+                panic!("{loaded:?}");
+            };
+            assert_eq!(evidence.survivors, None, "nobody had looked by then");
+        } else {
+            assert_eq!(report.queued, 1);
+            until(|| heard().len() == 3).await;
+            // Under its own lease, and before the attempt that it has that for.
+            assert_eq!(heard(), ["one runs 1", "two looks for 1", "two runs 2"]);
+        }
+        drop(one);
+        shut(&ground.runtime).await;
+    }
+}
