@@ -60,5 +60,8 @@ pub(crate) const TOLD_AT_ONCE: usize = 64;
 pub(crate) const TOLD_EVERY: Duration = Duration::from_millis(2);
 /// Rows that the reaper looks at before it lets others go on.
 pub(crate) const SWEEP_PAGE: usize = 256;
+/// Events that an actor takes note of at once that others wrote, and their bytes.
+pub(crate) const NOTED_AT_ONCE: usize = 256;
+pub(crate) const NOTED_BYTES: usize = 64 << 10;
 /// How often a command starts over because somebody else wrote first.
 pub(crate) const RETRIES_MAX: u32 = 16;

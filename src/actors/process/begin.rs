@@ -10,6 +10,7 @@ use super::flight::{Purpose, Work};
 use super::messages::ProcessMsg;
 use super::state::Process;
 use super::waits::{History, Waits};
+use crate::actors::config::{NOTED_AT_ONCE, NOTED_BYTES};
 use crate::actors::dispatcher::{SlotPermit, Turn};
 use crate::actors::keeper::OwnerHandle;
 use crate::actors::runtime::Claimed;
@@ -19,8 +20,7 @@ use crate::model::lease::OwnerStanding;
 use crate::model::record::ProcessState;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover, time_left_ms};
 use crate::model::{
-    Error, FencingToken, ProcessEvent, ProcessInput, ProcessOwner, RecoveryDisposition, Result,
-    StartReason,
+    Error, FencingToken, ProcessInput, ProcessOwner, RecoveryDisposition, Result, StartReason,
 };
 
 impl Process {
@@ -235,33 +235,50 @@ impl Process {
         }
     }
 
-    /// Signals that arrived while the history was read, or are in flight.
+    /// Takes note of what arrived while the history was read, of what others wrote, and of what is in
+    /// flight. That may be much: the rest of it follows page by page, as messages of their own, so that
+    /// whatever else runs here has its turn between them.
     pub(super) fn note_since_history(&mut self) {
+        let behind = |execution: &Execution| execution.waits.behind.is_some();
+        if !self.execution.as_ref().is_some_and(behind) {
+            self.note_page();
+        }
+    }
+
+    /// Goes on with that.
+    pub(super) fn note_more(&mut self, token: FencingToken) {
+        let current = |execution: &Execution| execution.token == token;
+        if self.execution.as_ref().is_some_and(current) {
+            self.note_page();
+            self.resolve_ready_waits();
+        }
+    }
+
+    fn note_page(&mut self) {
         let from = self.durable.last_sequence;
-        let events: Vec<Arc<ProcessEvent>> = self
-            .flights
-            .iter()
-            .flat_map(|flight| &flight.events)
-            .map(|(event, _)| Arc::clone(event))
-            .collect();
         let Some(execution) = &mut self.execution else {
             return;
         };
         let seen = execution.waits.seen();
         if seen < from && History::concerns(&self.registration) {
+            let (id, incarnation) = (&self.registration.id, self.registration.incarnation);
             let missed = self.shared.store.view().and_then(|view| {
-                view.events(
-                    &self.registration.id,
-                    self.registration.incarnation,
-                    seen + 1,
-                    usize::MAX,
-                    usize::MAX,
-                )
+                view.events(id, incarnation, seen + 1, NOTED_AT_ONCE, NOTED_BYTES)
             });
             match missed {
                 Ok(missed) => {
                     for event in &missed {
                         let _ = execution.waits.note(event);
+                    }
+                    if !missed.is_empty() && execution.waits.seen() < from {
+                        execution.waits.behind.get_or_insert_default();
+                        let (token, myself) = (execution.token, self.myself.clone());
+                        // Not by itself: an actor whose mailbox is not empty goes on and on.
+                        tokio::spawn(async move {
+                            tokio::task::yield_now().await;
+                            let _ = myself.cast(ProcessMsg::NoteLog { token });
+                        });
+                        return;
                     }
                 }
                 Err(error) => {
@@ -269,8 +286,14 @@ impl Process {
                 }
             }
         }
-        for event in &events {
+        let in_flight = self.flights.iter().flat_map(|flight| &flight.events);
+        for (event, _) in in_flight {
             let _ = execution.waits.note(event);
+        }
+        if let Some(behind) = execution.waits.behind.take() {
+            for wait in behind.held {
+                self.wait_begin(wait);
+            }
         }
     }
 }

@@ -227,6 +227,8 @@ pub(crate) enum ProcessMsg {
     Watch {
         settled: oneshot::Sender<ShutdownOutcome>,
     },
+    /// There is more of the log to take note of.
+    NoteLog { token: FencingToken },
     /// Somebody else may have written to the process, or taken it out: look at the store.
     Look,
     /// Go if there is nothing to do.

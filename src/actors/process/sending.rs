@@ -87,6 +87,8 @@ impl Process {
         let events = self.events_of(drafts, before.last_sequence, at_ms);
         if let Some(execution) = &mut self.execution
             && History::concerns(&self.registration)
+            // Otherwise taken note of with what comes before it.
+            && execution.waits.behind.is_none()
         {
             for (event, _) in &events {
                 // A signal that is on its way already ends the wait that it is for.

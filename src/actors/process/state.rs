@@ -11,6 +11,7 @@ use super::batch::{joins, leaves_corked};
 use super::execution::Execution;
 use super::flight::{Flight, Purpose, Work};
 use super::messages::{Answer, CommandCall, HostCommand, ProcessMsg, ShutdownOutcome};
+use super::waits::NewWait;
 use crate::actors::config::RETRIES_MAX;
 use crate::actors::runtime::Shared;
 use crate::engines::CancelReason;
@@ -143,7 +144,14 @@ impl Process {
                 signal_name,
                 timeout,
                 reply,
-            } => self.wait_begin(token, wait_id, signal_name, timeout, reply),
+            } => self.wait_begin(NewWait {
+                token,
+                wait_id,
+                signal_name,
+                timeout,
+                reply,
+            }),
+            ProcessMsg::NoteLog { token } => self.note_more(token),
             ProcessMsg::WaitDropped { wait_id } => self.wait_dropped(wait_id),
             ProcessMsg::WaitUnseen {
                 token,

@@ -7,32 +7,35 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::execution::Execution;
 use super::flight::{Purpose, Work};
-use super::messages::{Delivered, ProcessMsg, WaitReply};
+use super::messages::{Delivered, ProcessMsg};
 use super::state::Process;
-use super::waits::{OpenWait, Phase};
+use super::waits::{NewWait, OpenWait, Phase};
 use crate::actors::dispatcher::SlotPermit;
 use crate::model::decide::Command;
 use crate::model::{Error, FencingToken, WaitResult};
 
 impl Process {
-    pub(super) fn wait_begin(
-        &mut self,
-        token: FencingToken,
-        wait_id: u64,
-        signal_name: String,
-        timeout: Option<Duration>,
-        reply: WaitReply,
-    ) {
+    pub(super) fn wait_begin(&mut self, wait: NewWait) {
         let now_ms = self.shared.now_ms();
-        let Some(execution) = &mut self.execution else {
-            let _ = reply.send(Err(self.superseded(token)));
+        let current = |execution: &&mut Execution| execution.token == wait.token;
+        let Some(execution) = self.execution.as_mut().filter(current) else {
+            let _ = wait.reply.send(Err(self.superseded(wait.token)));
             return;
         };
-        if execution.token != token {
-            let _ = reply.send(Err(self.superseded(token)));
+        if let Some(behind) = &mut execution.waits.behind {
+            // What it returned in an earlier attempt, on another host, may still have to be read.
+            behind.held.push(wait);
             return;
         }
+        let NewWait {
+            wait_id,
+            signal_name,
+            timeout,
+            reply,
+            ..
+        } = wait;
         let number = execution.waits.take_number(&signal_name);
         if let Some(wait) = execution.waits.adoptable(&signal_name, number) {
             wait.listener = wait_id;
@@ -236,6 +239,10 @@ impl Process {
             return;
         };
         let waits = &mut execution.waits;
+        if let Some(behind) = &mut waits.behind {
+            // One that was not begun has no number to give back.
+            behind.held.retain(|wait| wait.wait_id != listener);
+        }
         let Some(wait_id) = waits.heard_by(listener) else {
             return;
         };

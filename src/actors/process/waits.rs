@@ -4,12 +4,13 @@
 //! before the engine sees it, and is returned again when the process is run again.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use super::messages::WaitReply;
 use crate::model::event::{EventBody, RuntimeEvent};
 use crate::model::limits::{EVENTS_PAGE_MAX, RUNTIME_EVENT_PREFIX, SIGNAL_EVENT_PREFIX};
 use crate::model::record::Registration;
-use crate::model::{ProcessEvent, Result, WaitResult};
+use crate::model::{FencingToken, ProcessEvent, Result, WaitResult};
 use crate::store::process_store::ProcessStore;
 
 /// Bytes of events that are read at a time.
@@ -139,6 +140,23 @@ impl OpenWaits {
     }
 }
 
+/// A wait that is to begin.
+#[derive(Debug)]
+pub(super) struct NewWait {
+    pub(super) token: FencingToken,
+    pub(super) wait_id: u64,
+    pub(super) signal_name: String,
+    pub(super) timeout: Option<Duration>,
+    pub(super) reply: WaitReply,
+}
+
+/// More of the log is being taken note of.
+#[derive(Debug, Default)]
+pub(super) struct Behind {
+    /// Waits that begin once that is done.
+    pub(super) held: Vec<NewWait>,
+}
+
 #[derive(Debug)]
 struct Numbers {
     signal_name: String,
@@ -154,6 +172,8 @@ pub(super) struct Waits {
     /// By name; few, as names are declared.
     numbers: Vec<Numbers>,
     pub(super) open: OpenWaits,
+    /// Of the log not everything that is durable has been taken note of.
+    pub(super) behind: Option<Box<Behind>>,
 }
 
 impl Waits {

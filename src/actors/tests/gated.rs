@@ -2,9 +2,11 @@
 //! dropped meanwhile.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::Semaphore;
 
+use super::behind::Noting;
 use super::*;
 use crate::store::error::StoreError;
 use crate::store::kv::{Counter, Kv, KvStats, KvView, Proposal};
@@ -19,6 +21,8 @@ pub(super) struct Gated {
     pub(super) stalled: Mutex<()>,
     /// So many views have expired before anything is read on them.
     pub(super) expired: AtomicU32,
+    /// The most events of a log that were asked for at once.
+    pub(super) most_events: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -40,6 +44,7 @@ impl Gated {
             held: Mutex::default(),
             stalled: Mutex::default(),
             expired: AtomicU32::default(),
+            most_events: Arc::default(),
         })
     }
 
@@ -98,7 +103,7 @@ impl Kv for Gated {
         if expired.is_ok() {
             return Err(StoreError::ViewExpired { held_ms: 5_000 });
         }
-        self.kv.view()
+        Ok(Noting::over(self.kv.view()?, &self.most_events))
     }
     fn allocate(&self, counter: Counter) -> std::result::Result<u64, StoreError> {
         self.kv.allocate(counter)

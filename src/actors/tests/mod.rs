@@ -19,6 +19,7 @@ use crate::store::clock::{Clock, SystemClock};
 use crate::store::memory_kv::MemoryKv;
 use crate::store::process_store::ProcessStore;
 
+mod behind;
 mod closing;
 mod conditions;
 mod fencing;
