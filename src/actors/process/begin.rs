@@ -272,9 +272,12 @@ impl Process {
                     }
                     if !missed.is_empty() && execution.waits.seen() < from {
                         execution.waits.behind.get_or_insert_default();
-                        let token = execution.token;
-                        // Without a mailbox there is nobody left to wait for anything.
-                        let _ = self.myself.cast(ProcessMsg::NoteLog { token });
+                        let (token, myself) = (execution.token, self.myself.clone());
+                        // Not by itself: an actor whose mailbox is not empty goes on and on.
+                        tokio::spawn(async move {
+                            tokio::task::yield_now().await;
+                            let _ = myself.cast(ProcessMsg::NoteLog { token });
+                        });
                         return;
                     }
                 }
