@@ -398,15 +398,22 @@ async fn w2_nobody_is_left_waiting_where_a_runtime_has_ended() {
 async fn w2_one_that_cannot_be_woken_leaves_the_others_told() {
     let hub = Arc::new(Hub::default());
     hub.tell_by_task();
-    let mut waits = waits(&hub);
+    let mut first = waits(&hub);
     let waker = Waker::from(Arc::new(Broken));
     let mut broken = hub.listen_scope(&SessionScope::new("broken"));
     let mut broken = Box::pin(async move { assert!(broken.changed().await) });
     let polled = broken.as_mut().poll(&mut Context::from_waker(&waker));
     assert!(polled.is_pending());
-    let parked = parked(&mut waits);
+    let before = parked(&mut first);
     hub.scope_changed(&SessionScope::new("broken"));
     commit(&hub);
     tokio::task::yield_now().await;
-    assert_eq!(told(&parked), [true; 6]);
+    assert_eq!(told(&before), [true; 6]);
+    // And the task goes on.
+    let mut second = waits(&hub);
+    let after = parked(&mut second);
+    commit(&hub);
+    assert_eq!(told(&after), [false; 6], "by whoever commits");
+    tokio::task::yield_now().await;
+    assert_eq!(told(&after), [true; 6]);
 }
