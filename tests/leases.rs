@@ -62,7 +62,7 @@ impl Clock for Moved {
     }
 }
 
-const TTL: Duration = Duration::from_millis(600);
+const TTL: Duration = Duration::from_millis(1_200);
 
 fn timings() -> LeaseTimings {
     LeaseTimings::from_ttl(TTL).unwrap()
