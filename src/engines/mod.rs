@@ -75,9 +75,7 @@ pub trait ProcessEngine: Send + Sync + 'static {
 
     /// Looks for what an attempt left behind after its owner was gone, ends it if that is the
     /// engine's way, and says what it found. Recovery calls it before it abandons a process or
-    /// runs it again, with the event of [`ProcessEngine::survivor_key`] where the log has it. Where
-    /// nothing but a lapse of its lease speaks against an owner on another host, it calls it after the
-    /// process was abandoned, or after the next attempt was claimed and before that begins.
+    /// runs it again, with the event of [`ProcessEngine::survivor_key`] where the log has it.
     ///
     /// It may be called again for the same event, and must never touch what is not the attempt's.
     /// Eight such calls are made at once at the most. One that takes more than five seconds, or

@@ -245,8 +245,7 @@ pub struct AbandonEvidence {
     pub requested_by: Option<String>,
     /// What was found alive of its last attempt, and empty where nothing was. Absent where nobody
     /// looked: its engine is not registered here or did not answer in time, its log could not be
-    /// read, somebody else executed it, its owner stopped it itself, or nothing but a lapse spoke against
-    /// that owner: then its engine looks once the end is durable, and says in the trace what it found.
+    /// read, somebody else executed it, or its owner stopped it itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub survivors: Option<Vec<Survivor>>,
     /// When it was written, milliseconds since the epoch.

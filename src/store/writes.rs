@@ -16,7 +16,8 @@ use super::write_set::{
 use crate::model::decide::EventDraft;
 use crate::model::record::{ProcessState, Registration};
 use crate::model::{
-    ContentHash, EffectKey, ExecutionScope, OwnerNumber, ProcessStartGrant, SessionScope, decide,
+    ContentHash, EffectKey, ExecutionScope, FencingToken, OwnerNumber, ProcessStartGrant,
+    SessionScope, decide,
 };
 
 impl Row {
@@ -121,6 +122,20 @@ fn lease_write(lease: &decide::LeaseChange, owner: OwnerNumber) -> LeaseWrite {
 
 /// A lease that is given back without an outcome. No event: leases are not part of the record.
 pub(crate) fn release(row: Row, last_sequence: u64) -> Change {
+    of_lease(row, last_sequence, LeaseWrite::Release)
+}
+
+/// A lease that is taken from whom it lapsed for, without a word about what becomes of the process.
+pub(crate) fn take(
+    row: Row,
+    last_sequence: u64,
+    owner: OwnerNumber,
+    token: FencingToken,
+) -> Change {
+    of_lease(row, last_sequence, LeaseWrite::Acquire { owner, token })
+}
+
+fn of_lease(row: Row, last_sequence: u64, lease: LeaseWrite) -> Change {
     Change::Append(Box::new(Append {
         row,
         first_sequence: last_sequence + 1,
@@ -128,7 +143,7 @@ pub(crate) fn release(row: Row, last_sequence: u64) -> Change {
         state: None,
         terminal_at_ms: None,
         cancel_requested: false,
-        lease: LeaseWrite::Release,
+        lease,
         replays: Vec::new(),
         wakes: Vec::new(),
     }))

@@ -17,11 +17,8 @@ use crate::actors::runtime::Claimed;
 use crate::engines::CancelReason;
 use crate::model::decide::Command;
 use crate::model::lease::OwnerStanding;
-use crate::model::record::ProcessState;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover, time_left_ms};
-use crate::model::{
-    Error, FencingToken, ProcessInput, ProcessOwner, RecoveryDisposition, Result, StartReason,
-};
+use crate::model::{Error, FencingToken, ProcessInput, RecoveryDisposition, Result, StartReason};
 
 impl Process {
     /// A slot is free: claims the process, if that is still what is to be done.
@@ -103,7 +100,6 @@ impl Process {
                             owner,
                             token,
                             claimed: self.shared.claiming(self.row),
-                            lost: self.lost_by_lapse(),
                         },
                     });
                 }
@@ -118,17 +114,6 @@ impl Process {
                 self.look_later();
             }
         }
-    }
-
-    /// The newest state, if its owner was lost to a lapse: then nobody has looked for what the attempt
-    /// left behind. A lapse of an incarnation of this runtime is known to be the end of it.
-    pub(super) fn lost_by_lapse(&self) -> Option<Arc<ProcessState>> {
-        let shared = &self.shared;
-        let loss = self.state.owner_lost.as_ref()?;
-        let own = |owner: &ProcessOwner| owner.store_epoch == shared.store.epoch();
-        let elsewhere = !loss.owner.as_ref().is_some_and(own);
-        // Where nobody else has the store, whoever was here before is known to be gone.
-        (elsewhere && shared.store.exclusive_epoch().is_none()).then(|| Arc::clone(&self.state))
     }
 
     /// Why the next attempt begins; `None` if none is to begin.
@@ -184,7 +169,6 @@ impl Process {
         owner: &Arc<OwnerHandle>,
         token: FencingToken,
         claimed: Claimed,
-        lost: Option<Arc<ProcessState>>,
     ) {
         self.beginning = false;
         self.shared.pause_is_over(self.registration.incarnation);
@@ -218,7 +202,6 @@ impl Process {
             permit,
             waits: Waits::new(history),
             claimed,
-            lost,
         });
         self.execution = Some(execution);
         self.note_since_history();

@@ -21,7 +21,6 @@ use super::waits::Waits;
 use crate::actors::config::EMIT_ROOM;
 use crate::actors::dispatcher::SlotPermit;
 use crate::actors::keeper::OwnerHandle;
-use crate::actors::reaper::look_before_attempt;
 use crate::actors::runtime::{Claimed, Shared};
 use crate::engines::{
     AttemptRecord, CancelReason, CancelSignal, EngineFailure, EngineResult, ProcessContext,
@@ -97,8 +96,6 @@ pub(super) struct Launch {
     pub(super) permit: SlotPermit,
     pub(super) waits: Waits,
     pub(super) claimed: Claimed,
-    /// The state before the claim, if something of the attempt before may still be there.
-    pub(super) lost: Option<Arc<ProcessState>>,
 }
 
 /// Says that a task has ended, however it did.
@@ -169,12 +166,8 @@ impl Execution {
             result: None,
         };
         let (engine, payload) = (launch.engine, launch.payload);
-        let (registration, lost) = (launch.registration, launch.lost);
         let task = tokio::spawn(
             async move {
-                if let Some(lost) = lost {
-                    look_before_attempt(&guard.shared, &registration, &lost).await;
-                }
                 // Called inside: a panic before the first await is the engine's as well.
                 let result = contained(async move { engine.run(context, payload).await }).await;
                 guard.finished(result);

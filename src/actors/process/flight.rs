@@ -42,8 +42,6 @@ pub(super) enum Purpose {
         owner: Arc<OwnerHandle>,
         token: FencingToken,
         claimed: Claimed,
-        /// The state before it, if the attempt before was lost to a lapse.
-        lost: Option<Arc<ProcessState>>,
     },
     /// A wait began.
     WaitBegun { wait_id: u64 },

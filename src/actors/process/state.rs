@@ -420,13 +420,10 @@ impl Process {
     }
 
     /// Whether a canceller may claim it and end it in the same commit: not where a lease is still
-    /// named, or was lost. What lost its owner may have left something behind that only the reaper looks for, and
+    /// named. What lost its owner may have left something behind that only the reaper looks for, and
     /// without recovery nobody's lease is claimed.
     fn may_end_at_once(&self) -> Result<bool> {
         use crate::model::recovery::LeaseStanding;
-        if self.lost_by_lapse().is_some() {
-            return Ok(false);
-        }
         let standing = self.shared.store.view()?.lease_standing(self.lease)?;
         Ok(standing == LeaseStanding::Free)
     }

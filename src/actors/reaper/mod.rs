@@ -22,7 +22,7 @@ mod tests;
 
 pub(crate) use attention::Attention;
 pub use report::{RecoveryReport, RecoveryStep, RecoveryTotals};
-pub(crate) use survivors::{Looks, look_before_attempt};
+pub(crate) use survivors::Looks;
 
 use attention::Scope;
 use sweep::Sweep;

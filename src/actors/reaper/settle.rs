@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::report::RecoveryStep;
-use super::survivors::{Looked, SlowEngines, end_survivors};
+use super::survivors::{LATER_MAX, Looked, SlowEngines, end_survivors};
 use crate::actors::errors::commit_error;
 use crate::actors::runtime::Shared;
 use crate::model::decide::{self, Command, Decision, Facts, Finisher, LeaseChange, apply_drafts};
@@ -69,6 +69,7 @@ pub(super) async fn carry_out(
                 action,
                 lease,
                 orphaned,
+                taken_from: None,
             };
             let step = settling.settle(&task.id, slow).await;
             if !matches!(step, Err(_) | Ok(RecoveryStep::Unsettled)) {
@@ -85,35 +86,34 @@ struct Settling<'a> {
     action: RecoveryAction,
     lease: Option<Lease>,
     orphaned: Option<FencingToken>,
+    /// From whom the lease was taken before anything was decided.
+    taken_from: Option<ProcessOwner>,
 }
 
 impl Settling<'_> {
-    async fn settle(&self, id: &str, slow: &SlowEngines) -> Result<RecoveryStep> {
+    async fn settle(mut self, id: &str, slow: &SlowEngines) -> Result<RecoveryStep> {
         let Some(mut loaded) = self.still_lost()? else {
             return Ok(RecoveryStep::Overtaken);
         };
+        if self.may_be_renewed()? {
+            // Touched by nobody before it is durable that its owner has lost it.
+            if !self.take_over(&loaded).await? {
+                return Ok(RecoveryStep::Overtaken);
+            }
+            loaded = match self.still_lost()? {
+                Some(loaded) => loaded,
+                None => return Ok(RecoveryStep::Overtaken),
+            };
+        }
         // Before the commit: only what it frees may begin another attempt, so that what is looked
-        // for and ended here is never that attempt's. But what may still be at work is touched by
-        // nobody before that commit says that it has lost its lease.
-        let lapsed = self.may_be_renewed()?.then(|| loaded.clone());
-        let survivors = match &lapsed {
-            Some(_) => None,
-            None => match self.look(&loaded, slow).await {
-                Looked::Found(survivors) => survivors,
-                Looked::Later => return Ok(RecoveryStep::Unsettled),
-            },
+        // for and ended here is never that attempt's.
+        let survivors = match self.look(&loaded, slow).await {
+            Looked::Found(survivors) => survivors,
+            Looked::Later => return Ok(RecoveryStep::Unsettled),
         };
         for _ in 0..TRIES_MAX {
             match self.write(loaded, survivors.clone()).await {
-                Ok(step) => {
-                    if let Some(lapsed) = &lapsed
-                        && !matches!(step, RecoveryStep::Queued { .. })
-                    {
-                        // No other attempt follows. Where one does, it looks before it begins.
-                        self.look(lapsed, slow).await.log(id);
-                    }
-                    return Ok(step);
-                }
+                Ok(step) => return Ok(step),
                 Err(CommitError::Refused(refusal)) => {
                     info!(process = %id, ?refusal, "recovery was overtaken");
                     if refusal != Refusal::Moved {
@@ -130,8 +130,55 @@ impl Settling<'_> {
         Ok(RecoveryStep::Overtaken)
     }
 
+    /// Has the engine end what the attempt left behind. What was taken over does not wait for a later
+    /// sweep, which would take this host for the one that lost it.
     async fn look(&self, loaded: &LoadedProcess, slow: &SlowEngines) -> Looked {
-        end_survivors(self.shared, &loaded.registration, &loaded.state, slow).await
+        for _ in 0..=LATER_MAX {
+            let look = end_survivors(self.shared, &loaded.registration, &loaded.state, slow);
+            match look.await {
+                Looked::Later if self.taken_from.is_some() => {}
+                looked => return looked,
+            }
+        }
+        Looked::Found(None)
+    }
+
+    /// Takes the lease from an owner that has lapsed, for this runtime; whether it had still lapsed. What
+    /// is here then is an orphan of this runtime: nothing executes it, nobody else begins anything, and
+    /// if this runtime goes as well, the next one recovers it.
+    async fn take_over(&mut self, loaded: &LoadedProcess) -> Result<bool> {
+        let (Some(lapsed), Some(own)) = (self.lease, self.shared.owner()) else {
+            return Ok(false);
+        };
+        let (from, token) = (self.lost_owner()?, self.shared.store.next_token()?);
+        let row = self.row;
+        let conditions = vec![
+            Condition::Token {
+                row,
+                token: lapsed.token,
+            },
+            Condition::LeaseFree { row },
+            Condition::OwnerLive { owner: own.number },
+        ];
+        let taking = writes::take(row, loaded.state.last_sequence, own.number, token);
+        let set = WriteSet::new(conditions, vec![taking]);
+        let sent = self.send(&loaded.registration, set).await;
+        match sent.unwrap_or(Err(CommitError::Unknown(StoreError::Closed))) {
+            Ok(_) => {
+                self.lease = Some(Lease {
+                    owner: own.number,
+                    token,
+                });
+                self.orphaned = Some(token);
+                self.taken_from = from;
+                Ok(true)
+            }
+            Err(CommitError::Refused(refusal)) => {
+                info!(process = %loaded.registration.id, ?refusal, "recovery was overtaken");
+                Ok(false)
+            }
+            Err(error) => Err(commit_error(&loaded.registration.id, error)),
+        }
     }
 
     /// Whether nothing but elapsed time speaks against whoever holds the lease (L5): another host, which
@@ -162,6 +209,9 @@ impl Settling<'_> {
     }
 
     fn lost_owner(&self) -> Result<Option<ProcessOwner>> {
+        if let Some(owner) = &self.taken_from {
+            return Ok(Some(owner.clone()));
+        }
         let Some(lease) = self.lease else {
             return Ok(None);
         };

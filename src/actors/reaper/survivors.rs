@@ -7,7 +7,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::actors::runtime::Shared;
 use crate::model::record::{ProcessState, Registration};
@@ -23,7 +23,7 @@ const LOOKS_AT_ONCE_MAX: usize = 8;
 
 /// How often recovery waits for a later look at one process because nobody could look. Then it
 /// goes on without: what is there for good must not keep a process from its end for good.
-const LATER_MAX: u32 = 3;
+pub(super) const LATER_MAX: u32 = 3;
 
 /// The looks of this open that go on, and those that failed.
 #[derive(Debug)]
@@ -95,37 +95,6 @@ pub(super) enum Looked {
     Found(Option<Vec<Survivor>>),
     /// Not this time: nobody could look, or its engine has its hands full.
     Later,
-}
-
-impl Looked {
-    /// Says what was found where no event says it.
-    pub(super) fn log(&self, process_id: &str) {
-        match self {
-            Self::Found(Some(found)) if !found.is_empty() => {
-                info!(process = %process_id, ?found, "its last attempt had left something behind");
-            }
-            Self::Found(Some(_)) => {}
-            Self::Found(None) | Self::Later => {
-                warn!(process = %process_id, "nobody looked for what its last attempt left behind");
-            }
-        }
-    }
-}
-
-/// Has the engine end what the attempt before left behind, for one that is about to begin. The loss of
-/// its owner was recorded on nothing but a lapse, and until that was durable it might have been at work.
-pub(crate) async fn look_before_attempt(
-    shared: &Arc<Shared>,
-    registration: &Registration,
-    lost: &ProcessState,
-) {
-    let kind = registration.input.engine_kind();
-    if kind.is_some_and(|kind| shared.looks.is_given_up(kind)) {
-        return;
-    }
-    let looked = end_survivors(shared, registration, lost, &SlowEngines::default()).await;
-    shared.looks.forget(registration.incarnation);
-    looked.log(&registration.id);
 }
 
 /// Has the engine end what the last attempt of a process left behind.

@@ -50,7 +50,8 @@ impl ProcessEngine for Leaves {
     }
 }
 
-/// A host that asks for the end of what waits for its next attempt does not keep anybody from looking.
+/// A host that asks for the end of what waits for its next attempt keeps nobody from looking: that is
+/// done by then.
 #[tokio::test]
 async fn a_cancel_of_what_was_lost_to_a_lapse_has_its_engine_look_first() {
     let said = Said::default();
@@ -64,7 +65,7 @@ async fn a_cancel_of_what_was_lost_to_a_lapse_has_its_engine_look_first() {
     let lease = ground.loaded(row).edges.lease.unwrap();
     ground.expires(lease.owner, 0).await;
     assert_eq!(shared.recover_now().await.unwrap().queued, 1);
-    assert_eq!(*said.lock().unwrap(), ["one runs 1"]);
+    assert_eq!(*said.lock().unwrap(), ["one runs 1", "two looks for 1"]);
     let cancel = HostCommand::Cancel { requested_by: None };
     shared.command("p", cancel, None).await.unwrap();
     let ended = within(shared.await_output("p")).await.unwrap();
@@ -121,11 +122,16 @@ async fn l5_nothing_is_ended_of_who_has_lapsed_before_its_loss_is_durable() {
             else {
                 panic!("{loaded:?}");
             };
-            assert_eq!(evidence.survivors, None, "nobody had looked by then");
+            assert_eq!(evidence.survivors, Some(Vec::new()));
+            // A2: not whoever took the lease from it.
+            assert_eq!(
+                evidence.owner.as_ref(),
+                Some(&one.shared.owner().unwrap().owner)
+            );
         } else {
             assert_eq!(report.queued, 1);
             until(|| heard().len() == 3).await;
-            // Under its own lease, and before the attempt that it has that for.
+            // Before another attempt may begin.
             assert_eq!(heard(), ["one runs 1", "two looks for 1", "two runs 2"]);
         }
         drop(one);
