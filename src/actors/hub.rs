@@ -3,7 +3,9 @@
 //! Nothing here is ever waited for by a writer: a publisher sets a number and leaves the last few
 //! events in a short tail. A reader that has fallen behind the tail reads the log. So a slow or
 //! stalled subscriber costs a commit nothing (E7) and holds no more memory than a fast one. Nor does
-//! a commit wake anybody: what there is to tell is noted, and a task tells it (`notifier.rs`).
+//! the committer wake anybody: what there is to tell is noted, and a task tells it (`notifier.rs`). Those
+//! who wait for the next event of a log are woken by the actor of its process, in one go for all that
+//! it was told together.
 
 mod grants;
 mod notifier;

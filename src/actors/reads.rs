@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::hub::LogListener;
 use super::process::{Answer, HostCommand};
 use super::runtime::Shared;
-use crate::model::limits::{EVENTS_PAGE_MAX, LIST_PAGE_MAX};
+use crate::model::limits::EVENTS_PAGE_MAX;
 use crate::model::{
     CompletionAuthority, Error, Lifecycle, ObservedProcess, Page, PageRequest, ProcessAwaitOutput,
     ProcessCancelSummary, ProcessEvent, ProcessListFilter, ProcessRecord, ProcessStatus,
@@ -131,7 +131,8 @@ impl Shared {
     }
 
     /// A whole list, from one consistent state; off the caller's thread, since it may be long. One that
-    /// goes through the whole store does so where walks do.
+    /// goes through the whole store does so on a thread of its own, as walks do, one after the other: none
+    /// holds a view while it waits for its turn.
     pub(crate) async fn list(
         self: &Arc<Self>,
         scope: ListScope,
@@ -139,12 +140,9 @@ impl Shared {
     ) -> Result<Vec<ObservedProcess>> {
         scope.check()?;
         filter.check()?;
-        if scope.index().is_none() && goes_through_all(filter) {
-            return self.list_all(filter).await;
-        }
-        let shared = Arc::clone(self);
-        let filter = filter.clone();
-        blocking(move || {
+        let goes_through_all = scope.index().is_none() && goes_through_all(filter);
+        let (shared, filter) = (Arc::clone(self), filter.clone());
+        let read = move || {
             let mut listed = shared.view()?.list(scope.index().as_ref(), &filter)?;
             // This one index goes by scope first: a session's frames come one after the other.
             if let Some(Index::OriginatedBySession(_)) = scope.index() {
@@ -154,56 +152,12 @@ impl Shared {
                 shared.complete(process);
             }
             Ok(listed)
-        })
-        .await
-    }
-
-    /// The same of a list through the whole store, page by page: between two of them other walks get
-    /// their turn, and all of them are from one view.
-    async fn list_all(
-        self: &Arc<Self>,
-        filter: &ProcessListFilter,
-    ) -> Result<Vec<ObservedProcess>> {
-        let mut all = Vec::new();
-        let mut view = None;
-        let mut page = PageRequest::first(LIST_PAGE_MAX);
-        loop {
-            let (shared, filter) = (Arc::clone(self), filter.clone());
-            let (kept, found) = self
-                .walk(move || {
-                    let view = match view {
-                        Some(kept) => kept,
-                        None => shared.view()?,
-                    };
-                    let found = shared.page_on(&view, None, &filter, &page)?;
-                    Ok((view, found))
-                })
-                .await?;
-            if all.is_empty() {
-                all = found.items;
-            } else {
-                all.extend(found.items);
-            }
-            let Some(next) = found.next else {
-                return Ok(all);
-            };
-            view = Some(kept);
-            page = PageRequest::after(next, LIST_PAGE_MAX);
+        };
+        if goes_through_all {
+            self.store.list_thread().walk(read).await?
+        } else {
+            blocking(read).await
         }
-    }
-
-    fn page_on(
-        &self,
-        view: &View,
-        index: Option<Index>,
-        filter: &ProcessListFilter,
-        page: &PageRequest,
-    ) -> Result<Page<ObservedProcess>> {
-        let mut found = view.list_page(index, filter, page.cursor.as_ref(), page.limit)?;
-        for process in &mut found.items {
-            self.complete(process);
-        }
-        Ok(found)
     }
 
     pub(crate) async fn list_page(
@@ -215,15 +169,17 @@ impl Shared {
         scope.check()?;
         filter.check()?;
         page.check()?;
-        let index = scope.index();
-        let goes_through_all = index.is_none() && goes_through_all(filter);
         let (shared, filter, page) = (Arc::clone(self), filter.clone(), page.clone());
-        let read = move || shared.page_on(&shared.view()?, index, &filter, &page);
-        if goes_through_all {
-            self.walk(read).await
-        } else {
-            blocking(read).await
-        }
+        blocking(move || {
+            let view = shared.view()?;
+            let mut found =
+                view.list_page(scope.index(), &filter, page.cursor.as_ref(), page.limit)?;
+            for process in &mut found.items {
+                shared.complete(process);
+            }
+            Ok(found)
+        })
+        .await
     }
 
     /// One page of the log of an incarnation, of at most so many events and bytes of them, but of one

@@ -25,6 +25,7 @@ pub(crate) struct ProcessStore {
     alarm: Arc<Alarm>,
     taken: Arc<Taken>,
     walk_thread: WalkThread,
+    list_thread: WalkThread,
 }
 
 /// Told why the store failed.
@@ -64,6 +65,7 @@ impl ProcessStore {
             alarm: Arc::default(),
             taken: Arc::default(),
             walk_thread: WalkThread::default(),
+            list_thread: WalkThread::named("procession-list"),
         }
     }
 
@@ -82,6 +84,11 @@ impl ProcessStore {
     /// The thread on which to walk through it.
     pub(crate) fn walk_thread(&self) -> &WalkThread {
         &self.walk_thread
+    }
+
+    /// The same for lists of everything, which recovery does not wait for.
+    pub(crate) fn list_thread(&self) -> &WalkThread {
+        &self.list_thread
     }
 
     /// What was taken away of grants since it was opened here.

@@ -38,8 +38,9 @@ pub(crate) enum WalkError {
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The thread, started with the first walk. It ends when nobody holds this any more.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct WalkThread {
+    name: &'static str,
     queue: Arc<Mutex<Option<mpsc::Sender<Job>>>>,
 }
 
@@ -49,7 +50,21 @@ impl fmt::Debug for WalkThread {
     }
 }
 
+impl Default for WalkThread {
+    fn default() -> Self {
+        Self::named("procession-walk")
+    }
+}
+
 impl WalkThread {
+    /// A thread of that name.
+    pub(crate) fn named(name: &'static str) -> Self {
+        Self {
+            name,
+            queue: Arc::default(),
+        }
+    }
+
     /// Has the thread do something, behind what it was told before. A panic is contained.
     ///
     /// # Cancel safety
@@ -86,7 +101,7 @@ impl WalkThread {
         }
         let (sender, mut jobs) = mpsc::channel::<Job>(QUEUE_MAX);
         std::thread::Builder::new()
-            .name("procession-walk".to_owned())
+            .name(self.name.to_owned())
             .spawn(move || {
                 while let Some(job) = jobs.blocking_recv() {
                     job();

@@ -1,10 +1,10 @@
 //! Where reads are made, and of how much.
 
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use super::gated::Does;
-use super::held::{driven, noted_on, noted_with, polled};
+use super::held::{driven, noted_on, noted_with};
 use super::*;
 use crate::actors::reads::ListScope;
 use crate::store::keys::kind;
@@ -12,6 +12,8 @@ use crate::store::noted::{Notes, Read};
 
 /// Where walks through a whole store go.
 const WALKS: &str = "procession-walk";
+/// Where lists of everything go.
+const LISTS: &str = "procession-list";
 
 async fn ended(shared: &Arc<Shared>, id: &str, value: &str) {
     start(shared, id, RecoveryDisposition::ExternallyOwned).await;
@@ -26,18 +28,30 @@ fn sorts(notes: &Notes) -> Vec<Option<u8>> {
     others.map(|read| read.sort).collect()
 }
 
-#[tokio::test]
-async fn an_outcome_is_read_from_the_last_event_alone() {
+#[test]
+fn an_outcome_is_read_from_the_last_event_alone() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build();
+    runtime.unwrap().block_on(outcomes_are_read());
+}
+
+async fn outcomes_are_read() {
     let (runtime, notes) = noted_on(&MemoryKv::private()).await;
     let shared = &runtime.shared;
     ended(shared, "small", "done").await;
     let large = "x".repeat(100_000);
     ended(shared, "large", &large).await;
     let expected = [Some(kind::ID), Some(kind::STATE), None];
+    // The one other thread that reads may go to is taken up.
+    let (let_go, held) = std::sync::mpsc::channel::<()>();
+    let taken_up = tokio::task::spawn_blocking(move || held.recv().is_err());
 
     notes.take();
+    let mut here = Context::from_waker(Waker::noop());
     let waits = pin!(shared.await_output("small"));
-    let Poll::Ready(output) = polled(&notes, waits) else {
+    let Poll::Ready(output) = waits.poll(&mut here) else {
         panic!("a small one waits for no other thread");
     };
     assert_eq!(output.unwrap(), ProcessAwaitOutput::success("done"));
@@ -45,10 +59,12 @@ async fn an_outcome_is_read_from_the_last_event_alone() {
 
     let mut waits = pin!(shared.await_output("large"));
     assert!(
-        polled(&notes, waits.as_mut()).is_pending(),
+        waits.as_mut().poll(&mut here).is_pending(),
         "parsed on this thread"
     );
-    let output = driven(&notes, waits).unwrap();
+    drop(let_go);
+    assert!(taken_up.await.unwrap());
+    let output = within(waits).await.unwrap();
     assert_eq!(output, ProcessAwaitOutput::success(&large[..]));
     assert_eq!(sorts(&notes), expected);
     shut(&runtime).await;
@@ -84,65 +100,42 @@ async fn the_outcome_of_a_declared_event_is_read_with_what_declares_it() {
 }
 
 #[tokio::test]
-async fn a_list_through_the_whole_store_goes_where_walks_go_and_lets_others_in_between() {
+async fn a_list_through_the_whole_store_goes_to_a_thread_of_its_own_and_a_page_where_reads_go() {
     let (runtime, notes) = noted_on(&MemoryKv::private()).await;
     let shared = &runtime.shared;
-    // More than a page.
-    let mut starts = JoinSet::new();
-    for n in 0..limits::LIST_PAGE_MAX + 1 {
-        let shared = Arc::clone(shared);
-        starts.spawn(async move {
-            start(
-                &shared,
-                &format!("p{n}"),
-                RecoveryDisposition::ExternallyOwned,
-            )
-            .await;
-        });
+    for id in ["p0", "p1", "p2"] {
+        start(shared, id, RecoveryDisposition::ExternallyOwned).await;
     }
-    within(async { while starts.join_next().await.is_some() {} }).await;
     let scope = SessionScope::new("s");
     let silent = ProcessHandleDescriptor::default();
     shared.grant(&scope, "p0", silent).await.unwrap();
-    let heads = |reads: &[Read], on_walk: bool| {
-        let on = |read: &&Read| read.sort == Some(kind::HEAD) && (read.on == WALKS) == on_walk;
-        reads.iter().filter(on).count()
-    };
-    for filter in [ProcessListFilter::any(), ProcessListFilter::default()] {
-        notes.take();
-        let other = Arc::clone(shared);
-        let walk = shared.walk(move || Ok(other.view()?.incarnation_of("p7")?));
-        let (listed, walked) = tokio::join!(shared.list(ListScope::All, &filter), walk);
-        assert_eq!(listed.unwrap().len(), limits::LIST_PAGE_MAX + 1);
-        assert!(walked.unwrap().is_some());
+    // Whether heads were read there, and elsewhere.
+    let heads = || {
         let reads = notes.take();
-        assert_eq!(heads(&reads, false), 0);
-        let on_walk: Vec<_> = reads.iter().filter(|read| read.on == WALKS).collect();
-        let other = on_walk.iter().position(|read| read.sort == Some(kind::ID));
-        let last = on_walk
-            .iter()
-            .rposition(|read| read.sort == Some(kind::HEAD));
-        assert!(
-            other.unwrap() < last.unwrap(),
-            "it waited for all of the list"
-        );
-
-        let page = PageRequest::first(10);
-        let found = shared.list_page(ListScope::All, &filter, &page).await;
-        assert_eq!(found.unwrap().items.len(), 10);
-        assert_eq!(heads(&notes.take(), false), 0);
-    }
-    // What goes through a narrower index goes where reads go.
+        let heads = |there: bool| {
+            let on = |read: &Read| read.sort == Some(kind::HEAD) && (read.on == LISTS) == there;
+            reads.iter().any(on)
+        };
+        (heads(true), heads(false))
+    };
     let by_scope = ProcessListFilter {
         originator_scope_id: Some("session:nobody".into()),
         ..ProcessListFilter::default()
     };
-    let granted = ListScope::GrantedTo(scope);
-    let any = ProcessListFilter::any();
-    for (of, filter, shown) in [(granted, &any, 1), (ListScope::All, &by_scope, 0)] {
+    let (any, running) = (ProcessListFilter::any(), ProcessListFilter::default());
+    for (of, filter, shown, read) in [
+        (ListScope::All, &any, 3, (true, false)),
+        (ListScope::All, &running, 3, (true, false)),
+        (ListScope::All, &by_scope, 0, (false, false)),
+        (ListScope::GrantedTo(scope), &any, 1, (false, true)),
+    ] {
         notes.take();
-        assert_eq!(shared.list(of, filter).await.unwrap().len(), shown);
-        assert_eq!(heads(&notes.take(), true), 0);
+        assert_eq!(shared.list(of.clone(), filter).await.unwrap().len(), shown);
+        assert_eq!(heads(), read, "{filter:?}");
+        let page = PageRequest::first(10);
+        let found = shared.list_page(of, filter, &page).await.unwrap();
+        assert_eq!(found.items.len(), shown);
+        assert_eq!(heads(), (false, shown > 0), "{filter:?}");
     }
     shut(&runtime).await;
 }
