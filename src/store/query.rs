@@ -29,10 +29,11 @@ fn originator_index(filter: &ProcessListFilter) -> Option<Index> {
     index_of_originator(&ProcessOriginator::parse_scope_id(named)?)
 }
 
-/// Whether a list that is about everything goes through everything, or all that runs: its filter names
-/// nothing that there is a narrower index for.
+/// Whether a list that is about everything goes through everything: its filter names nothing that there
+/// is a narrower index for.
 pub(crate) fn goes_through_all(filter: &ProcessListFilter) -> bool {
-    filter.parent.is_none() && originator_index(filter).is_none()
+    let narrower = filter.parent.is_some() || originator_index(filter).is_some();
+    !narrower && filter.status != StatusFilter::Running
 }
 
 /// Why a list could not be made.

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::report::RecoveryStep;
-use super::survivors::{LATER_MAX, Looked, SlowEngines, end_survivors};
+use super::survivors::{Looked, SlowEngines, end_survivors};
 use crate::actors::errors::commit_error;
 use crate::actors::runtime::Shared;
 use crate::model::decide::{self, Command, Decision, Facts, Finisher, LeaseChange, apply_drafts};
@@ -73,7 +73,8 @@ pub(super) async fn carry_out(
             };
             let step = settling.settle(&task.id, slow).await;
             if !matches!(step, Err(_) | Ok(RecoveryStep::Unsettled)) {
-                shared.looks.forget(task.row.incarnation);
+                let overtaken = matches!(step, Ok(RecoveryStep::Overtaken));
+                shared.looks.forget(task.row.incarnation, overtaken);
             }
             step
         }
@@ -95,6 +96,7 @@ impl Settling<'_> {
         let Some(mut loaded) = self.still_lost()? else {
             return Ok(RecoveryStep::Overtaken);
         };
+        self.go_on();
         if self.may_be_renewed()? {
             // Touched by nobody before it is durable that its owner has lost it.
             if !self.take_over(&loaded).await? {
@@ -130,17 +132,25 @@ impl Settling<'_> {
         Ok(RecoveryStep::Overtaken)
     }
 
-    /// Has the engine end what the attempt left behind. What was taken over does not wait for a later
-    /// sweep, which would take this host for the one that lost it.
     async fn look(&self, loaded: &LoadedProcess, slow: &SlowEngines) -> Looked {
-        for _ in 0..=LATER_MAX {
-            let look = end_survivors(self.shared, &loaded.registration, &loaded.state, slow);
-            match look.await {
-                Looked::Later if self.taken_from.is_some() => {}
-                looked => return looked,
+        end_survivors(self.shared, &loaded.registration, &loaded.state, slow).await
+    }
+
+    /// Goes on with what an earlier sweep took over and did not settle: whose it was, and that nothing
+    /// but a lapse spoke against that owner, is not forgotten over that.
+    fn go_on(&mut self) {
+        let taken = self.orphaned.and_then(|token| {
+            let looks = &self.shared.looks;
+            looks.taken_from(self.row.incarnation, token)
+        });
+        if let Some(from) = taken {
+            self.taken_from = Some(from);
+            if let RecoveryAction::Release { proof } | RecoveryAction::Abandon { proof, .. } =
+                &mut self.action
+            {
+                *proof = AbandonProof::Lapse;
             }
         }
-        Looked::Found(None)
     }
 
     /// Takes the lease from an owner that has lapsed, for this runtime; whether it had still lapsed. What
@@ -170,6 +180,10 @@ impl Settling<'_> {
                     token,
                 });
                 self.orphaned = Some(token);
+                if let Some(from) = &from {
+                    let looks = &self.shared.looks;
+                    looks.took(row.incarnation, token, from.clone());
+                }
                 self.taken_from = from;
                 Ok(true)
             }
@@ -188,6 +202,13 @@ impl Settling<'_> {
         let Some(lease) = self.lease else {
             return Ok(false);
         };
+        // What claims to rest on more is for the commit to judge.
+        if let RecoveryAction::Release { proof } | RecoveryAction::Abandon { proof, .. } =
+            self.action
+            && proof != AbandonProof::Lapse
+        {
+            return Ok(false);
+        }
         let view = self.shared.view()?;
         let own = view
             .owner(lease.owner)?

@@ -12,7 +12,8 @@ use tracing::warn;
 use crate::actors::runtime::Shared;
 use crate::model::record::{ProcessState, Registration};
 use crate::model::{
-    Incarnation, ProcessEvent, ProcessRecord, RecoveryDisposition, Result, Survivor,
+    FencingToken, Incarnation, ProcessEvent, ProcessOwner, ProcessRecord, RecoveryDisposition,
+    Result, Survivor,
 };
 
 /// How long an engine may take to look. The command engine takes at most some two seconds.
@@ -23,7 +24,7 @@ const LOOKS_AT_ONCE_MAX: usize = 8;
 
 /// How often recovery waits for a later look at one process because nobody could look. Then it
 /// goes on without: what is there for good must not keep a process from its end for good.
-pub(super) const LATER_MAX: u32 = 3;
+const LATER_MAX: u32 = 3;
 
 /// The looks of this open that go on, and those that failed.
 #[derive(Debug)]
@@ -32,6 +33,9 @@ pub(crate) struct Looks {
     failed: DashMap<Incarnation, u32>,
     /// By engine kind: sweeps one after the other in which it did not answer.
     unanswered: DashMap<String, u32>,
+    /// What was taken over from an owner that had lapsed and is not settled yet: under which token, and
+    /// from whom.
+    taken: DashMap<Incarnation, (FencingToken, ProcessOwner)>,
 }
 
 impl Default for Looks {
@@ -40,6 +44,7 @@ impl Default for Looks {
             at_once: Semaphore::new(LOOKS_AT_ONCE_MAX),
             failed: DashMap::new(),
             unanswered: DashMap::new(),
+            taken: DashMap::new(),
         }
     }
 }
@@ -62,9 +67,28 @@ impl Looks {
             .is_some_and(|sweeps| *sweeps > LATER_MAX)
     }
 
-    /// The process is settled.
-    pub(super) fn forget(&self, incarnation: Incarnation) {
+    pub(super) fn took(&self, incarnation: Incarnation, token: FencingToken, from: ProcessOwner) {
+        self.taken.insert(incarnation, (token, from));
+    }
+
+    /// From whom the lease of this token was taken, if it was; of another token nothing is known any
+    /// more.
+    pub(super) fn taken_from(
+        &self,
+        incarnation: Incarnation,
+        token: FencingToken,
+    ) -> Option<ProcessOwner> {
+        self.taken
+            .remove_if(&incarnation, |_, (known, _)| *known != token);
+        self.taken.get(&incarnation).map(|taken| taken.1.clone())
+    }
+
+    /// The process is settled, or somebody else came first: then what was taken over may still be ours.
+    pub(super) fn forget(&self, incarnation: Incarnation, overtaken: bool) {
         self.failed.remove(&incarnation);
+        if !overtaken {
+            self.taken.remove(&incarnation);
+        }
     }
 }
 

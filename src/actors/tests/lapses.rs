@@ -1,5 +1,7 @@
 //! What may be done to an attempt whose owner has lapsed, and may renew its lease yet.
 
+use std::sync::atomic::AtomicU32;
+
 use super::conditions::Ground;
 use super::*;
 use crate::actors::reaper::RecoveryStep;
@@ -12,12 +14,15 @@ type Said = Arc<Mutex<Vec<String>>>;
 struct Leaves {
     host: &'static str,
     said: Said,
+    /// How many looks it does not answer.
+    silent: AtomicU32,
 }
 
 impl Leaves {
     fn on(host: &'static str, said: &Said) -> Self {
         let said = Arc::clone(said);
-        Self { host, said }
+        let silent = AtomicU32::new(0);
+        Self { host, said, silent }
     }
 
     fn say(&self, what: &str, attempt: &dyn std::fmt::Display) {
@@ -46,6 +51,11 @@ impl ProcessEngine for Leaves {
 
     async fn end_survivors(&self, event: &ProcessEvent) -> Vec<Survivor> {
         self.say("looks for", &event.payload);
+        let left = |left: u32| left.checked_sub(1);
+        let order = Ordering::SeqCst;
+        if self.silent.fetch_update(order, order, left).is_ok() {
+            std::future::pending::<()>().await;
+        }
         Vec::new()
     }
 }
@@ -137,4 +147,47 @@ async fn l5_nothing_is_ended_of_who_has_lapsed_before_its_loss_is_durable() {
         drop(one);
         shut(&ground.runtime).await;
     }
+}
+
+/// A2, L5: whoever takes it over and has to look again, does not say that it lost it itself.
+#[tokio::test]
+async fn what_was_taken_over_and_not_settled_is_still_that_of_who_lapsed() {
+    let said = Said::default();
+    let leaves = Leaves {
+        silent: AtomicU32::new(1),
+        ..Leaves::on("two", &said)
+    };
+    let ground = Ground::with_engine(1, leaves).await;
+    let shared = &ground.shared;
+    shared.recover_now().await.unwrap();
+    let one = ground.another(1, Leaves::on("one", &said)).await;
+    start(&one.shared, "p", RecoveryDisposition::OwnerBound).await;
+    let row = ground.row("p");
+    until(|| ground.loaded(row).state.last_sequence == 2).await;
+    ground.ask_to_abandon(row).await;
+    let lease = ground.loaded(row).edges.lease.unwrap();
+    ground.expires(lease.owner, 0).await;
+    let report = shared.recover_now().await.unwrap();
+    assert_eq!(report.processes, [("p".into(), RecoveryStep::Unsettled)]);
+    let taken = ground.loaded(row).edges.lease.unwrap();
+    assert_eq!(taken.owner, shared.owner().unwrap().number);
+    let ended = within(async {
+        shared.recover_now().await.unwrap();
+        shared.await_output("p").await
+    })
+    .await
+    .unwrap();
+    let ProcessAwaitOutput::Abandoned { evidence } = ended else {
+        panic!("{ended:?}");
+    };
+    assert_eq!(evidence.proof, AbandonProof::Lapse);
+    assert_eq!(
+        evidence.owner.as_ref(),
+        Some(&one.shared.owner().unwrap().owner)
+    );
+    assert_eq!(evidence.survivors, Some(Vec::new()));
+    let looks = "two looks for 1".to_owned();
+    assert_eq!(said.lock().unwrap()[1..], [looks.clone(), looks]);
+    drop(one);
+    shut(&ground.runtime).await;
 }

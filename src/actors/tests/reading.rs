@@ -125,7 +125,7 @@ async fn a_list_through_the_whole_store_goes_to_a_thread_of_its_own_and_a_page_w
     let (any, running) = (ProcessListFilter::any(), ProcessListFilter::default());
     for (of, filter, shown, read) in [
         (ListScope::All, &any, 3, (true, false)),
-        (ListScope::All, &running, 3, (true, false)),
+        (ListScope::All, &running, 3, (false, true)),
         (ListScope::All, &by_scope, 0, (false, false)),
         (ListScope::GrantedTo(scope), &any, 1, (false, true)),
     ] {
