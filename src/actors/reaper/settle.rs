@@ -139,9 +139,10 @@ impl Settling<'_> {
     /// Goes on with what an earlier sweep took over and did not settle: whose it was, and that nothing
     /// but a lapse spoke against that owner, is not forgotten over that.
     fn go_on(&mut self) {
-        let taken = self.orphaned.and_then(|token| {
+        // By the token, which is the same where this runtime has another incarnation by now.
+        let taken = self.lease.and_then(|lease| {
             let looks = &self.shared.looks;
-            looks.taken_from(self.row.incarnation, token)
+            looks.taken_from(self.row.incarnation, lease.token)
         });
         if let Some(from) = taken {
             self.taken_from = Some(from);

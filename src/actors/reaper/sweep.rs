@@ -318,7 +318,10 @@ impl Shared {
         let Some(summary) = view.summary(row)? else {
             return match from {
                 // Pruned since.
-                Found::Note => Ok(None),
+                Found::Note => {
+                    self.looks.forget(row.incarnation, false);
+                    Ok(None)
+                }
                 Found::Index => Err(Error::Corrupted {
                     what: "it runs, and nothing is known of it".to_owned(),
                 }),
@@ -326,6 +329,9 @@ impl Shared {
         };
         if let Some(lease) = summary.edges.lease {
             page.named.insert(lease.owner);
+        }
+        if summary.facts.terminal.is_some() {
+            self.looks.forget(row.incarnation, false);
         }
         let limited = summary.head.timeout.is_some();
         // A child may have to be asked to cancel although nothing is noted of it.

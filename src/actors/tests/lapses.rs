@@ -152,6 +152,13 @@ async fn l5_nothing_is_ended_of_who_has_lapsed_before_its_loss_is_durable() {
 /// A2, L5: whoever takes it over and has to look again, does not say that it lost it itself.
 #[tokio::test]
 async fn what_was_taken_over_and_not_settled_is_still_that_of_who_lapsed() {
+    // Also where this host has another incarnation by then.
+    for renamed in [false, true] {
+        taken_over_and_not_settled(renamed).await;
+    }
+}
+
+async fn taken_over_and_not_settled(renamed: bool) {
     let said = Said::default();
     let leaves = Leaves {
         silent: AtomicU32::new(1),
@@ -171,6 +178,13 @@ async fn what_was_taken_over_and_not_settled_is_still_that_of_who_lapsed() {
     assert_eq!(report.processes, [("p".into(), RecoveryStep::Unsettled)]);
     let taken = ground.loaded(row).edges.lease.unwrap();
     assert_eq!(taken.owner, shared.owner().unwrap().number);
+    if renamed {
+        let before = shared.owner().unwrap();
+        shared.lose_owner(&before);
+        ground.retire(before.number).await;
+        let next = crate::actors::keeper::begin_incarnation(shared).await;
+        shared.set_owner(next.unwrap());
+    }
     let ended = within(async {
         shared.recover_now().await.unwrap();
         shared.await_output("p").await
