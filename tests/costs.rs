@@ -84,7 +84,7 @@ async fn appends(supervisor: &Supervisor) {
     at_most("syncs of an append", cost.syncs, 1.01);
     at_most("bytes of journal of an append", cost.journal_bytes, 540.0);
     at_most("index keys of an append", cost.index_keys, 2.0);
-    at_most("allocations of an append", cost.allocations, 62.0);
+    at_most("allocations of an append", cost.allocations, 51.0);
 }
 
 /// What many callers ask of one process at once shares sets, and what many ask of many shares groups.
@@ -149,7 +149,7 @@ async fn lifecycles(supervisor: &Supervisor) {
         2_500.0,
     );
     at_most("index keys of a lifecycle", cost.index_keys, 12.0);
-    at_most("allocations of a lifecycle", cost.allocations, 780.0);
+    at_most("allocations of a lifecycle", cost.allocations, 705.0);
 }
 
 #[test]
