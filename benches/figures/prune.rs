@@ -9,7 +9,7 @@ use super::setup::{
     MAKERS, append, close, complete, drain, each, external, figure, open, place, rounded, runtime,
     start, start_some,
 };
-use super::{Ask, load, print};
+use super::{Ask, load, print, syncs};
 
 /// Ended processes that are pruned, and events of each beside its end.
 const ENDED: u64 = 10_000;
@@ -17,6 +17,8 @@ const EVENTS: u64 = 10;
 const CALLERS: usize = 64;
 /// The part of the peak at which is appended.
 const PACE: f64 = 0.5;
+/// A sync of more than this is a stall of the disk.
+const LONG: Duration = Duration::from_millis(10);
 
 pub(crate) fn run(ask: &Ask) {
     runtime().block_on(prune(ask));
@@ -32,9 +34,9 @@ async fn prune(ask: &Ask) {
     let appending = appends(&supervisor);
     let peak = load::run(CALLERS, part, appending, drain(&supervisor)).await;
     let pace = peak.per_second() * PACE;
-    let alone = paced(&supervisor, pace, tokio::time::sleep(part)).await;
-    let more =
-        json!({ "prune": false, "callers": CALLERS, "peak_per_second": peak.per_second().round() });
+    let (alone, disk) = paced(&supervisor, pace, tokio::time::sleep(part)).await;
+    let more = json!({ "prune": false, "callers": CALLERS, "peak_per_second": peak.per_second().round(),
+            "disk": disk });
     print(&figure("prune", &alone, more));
     let mut pruned = (
         ProcessPruneReport::default(),
@@ -42,10 +44,10 @@ async fn prune(ask: &Ask) {
         Duration::ZERO,
     );
     let pruning = async { pruned = prune_all(&supervisor).await };
-    let beside = paced(&supervisor, pace, pruning).await;
+    let (beside, disk) = paced(&supervisor, pace, pruning).await;
     let (report, took, erased) = pruned;
     assert_eq!(report.pruned_processes, ENDED);
-    let more = json!({ "prune": true, "callers": CALLERS, "pruned": report,
+    let more = json!({ "prune": true, "callers": CALLERS, "pruned": report, "disk": disk,
         "prune_seconds": rounded(took.as_secs_f64()),
         "erased_after_seconds": rounded(erased.as_secs_f64()) });
     print(&figure("prune", &beside, more));
@@ -54,14 +56,26 @@ async fn prune(ask: &Ask) {
     close(&supervisor).await;
 }
 
+/// Appends at a pace, and the journal's syncs meanwhile: the longest of them, and what share of the time
+/// was within syncs of more than ten milliseconds. Whatever waited for those waited for the disk.
 async fn paced(
     supervisor: &Supervisor,
     per_second: f64,
     until: impl Future<Output = ()>,
-) -> load::Measured {
+) -> (load::Measured, serde_json::Value) {
+    syncs::listen();
     let measured = load::paced(CALLERS, per_second, until, appends(supervisor)).await;
+    let took: Vec<_> = syncs::take()
+        .iter()
+        .map(|sync| sync.ended - sync.began)
+        .collect();
     drain(supervisor).await;
-    measured
+    let longest = took.iter().max().copied().unwrap_or_default();
+    let long: Duration = took.iter().filter(|took| **took > LONG).sum();
+    let of_disk = json!({ "sync_max_us": longest.as_micros(),
+        "percent_in_long_syncs":
+            rounded(long.as_secs_f64() / measured.elapsed.as_secs_f64() * 100.0) });
+    (measured, of_disk)
 }
 
 type Appending = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;

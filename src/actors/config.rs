@@ -49,7 +49,8 @@ impl Default for RuntimeConfig {
     }
 }
 
-/// KiB of payload that the commands in flight may hold together, each counted with at least one.
+/// KiB of payload that what hosts and engines have in flight may hold together; payloads below one
+/// KiB are not counted.
 pub(crate) const COMMAND_KIB_MAX: usize = 64 << 10;
 /// Events that one attempt may have accepted but not yet durable.
 pub(crate) const EMIT_ROOM: usize = 256;

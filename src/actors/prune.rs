@@ -11,7 +11,7 @@ use super::errors::commit_error;
 use super::reads::blocking;
 use super::runtime::Shared;
 use crate::model::retention::may_prune;
-use crate::model::{Incarnation, ProcessPruneReport, PruneSelector, Result};
+use crate::model::{Error, Incarnation, ProcessPruneReport, PruneSelector, Result};
 use crate::store::error::StoreError;
 use crate::store::keys::Row;
 use crate::store::read::FeedEntry;
@@ -20,8 +20,6 @@ use crate::store::write_set::{Change, CommitError, CommitResult, Refusal, WriteS
 
 /// Feed entries that are looked at on one view.
 pub(super) const FEED_PAGE: usize = 250;
-/// Tombstones that one commit forgets at the most.
-const TOMBSTONES_PAGE: usize = 250;
 /// Processes whose commits are in flight at once: few, so that appends beside them stay fast.
 const IN_FLIGHT: usize = 8;
 /// Longest pause between two groups: one group that a stall held up is no reason to stand still.
@@ -29,6 +27,36 @@ const PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// A process that may be taken out: its id and where it is.
 pub(super) type Candidate = (String, Row);
+
+/// What was found on one page of the feed.
+#[derive(Debug, Default)]
+pub(super) struct PrunePage {
+    pub(super) candidates: Vec<Candidate>,
+    /// Where the next one begins.
+    pub(super) next: Option<u64>,
+    /// Why one of them could not be read.
+    pub(super) unreadable: Option<Error>,
+}
+
+impl PrunePage {
+    /// What was read of a process. One that is damaged is passed over: it holds up no other.
+    pub(super) fn readable<T>(
+        &mut self,
+        row: Row,
+        read: std::result::Result<Option<T>, StoreError>,
+    ) -> Result<Option<T>> {
+        if let Err(StoreError::Corrupted { what }) = read {
+            let what = format!(
+                "incarnation {}, which is not pruned: {what}",
+                row.incarnation
+            );
+            tracing::warn!(%what, "cannot be read");
+            self.unreadable.get_or_insert(Error::Corrupted { what });
+            return Ok(None);
+        }
+        Ok(read?)
+    }
+}
 
 /// What was pruned so far. It is in the log however the call ends, also where its caller has gone
 /// away: a later one reports only what it erases itself.
@@ -84,30 +112,51 @@ impl Shared {
                 known => known,
             },
         };
+        let mut unreadable = None;
         while after < newest {
             let (shared, selecting) = (Arc::clone(self), selector.clone());
-            let (candidates, next) = self
+            let page = self
                 .walk(move || shared.prune_page(after, newest, &selecting, parent))
                 .await?;
-            self.prune_all(&candidates, &mut pruned).await?;
-            match next {
+            if let Some(error) = page.unreadable {
+                unreadable.get_or_insert(error);
+            }
+            match self.prune_all(&page.candidates, &mut pruned).await {
+                Ok(()) => {}
+                Err(error @ Error::Corrupted { .. }) => {
+                    unreadable.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+            match page.next {
                 Some(position) => after = position,
                 None => break,
             }
         }
-        Ok(pruned.report)
+        match unreadable {
+            // The others were pruned all the same.
+            Some(error) => Err(error),
+            None => Ok(pruned.report),
+        }
     }
 
     /// Prunes in small groups. After an error the group is seen to its end all the same, so that what
-    /// was pruned is counted.
+    /// was pruned is counted. What cannot be read stands in nobody's way: it is told of at the end.
     pub(super) async fn prune_all(
         self: &Arc<Self>,
         candidates: &[Candidate],
         pruned: &mut Pruned,
     ) -> Result<()> {
+        let mut unreadable = None;
         for group in candidates.chunks(IN_FLIGHT) {
             let (began, commits) = (self.monotonic(), self.store.stats().commits);
-            self.prune_group(group, &mut pruned.report).await?;
+            match self.prune_group(group, &mut pruned.report).await {
+                Ok(()) => {}
+                Err(error @ Error::Corrupted { .. }) => {
+                    unreadable.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
             let own = group.len() as u64;
             if self.store.stats().commits - commits > own {
                 // Others write as well: two thirds of the time are theirs.
@@ -115,42 +164,34 @@ impl Shared {
                 tokio::time::sleep((took * 2).min(PAUSE_MAX)).await;
             }
         }
-        Ok(())
+        unreadable.map_or(Ok(()), Err)
     }
 
-    pub(super) async fn forget_tombstones(self: &Arc<Self>, cutoff_epoch_ms: u64) -> Result<()> {
-        let mut after = Incarnation::default();
-        loop {
-            let shared = Arc::clone(self);
-            let page = self
-                .walk(move || Ok(shared.view()?.tombstones(after, TOMBSTONES_PAGE)?))
+    /// Forgets some tombstones; whether it could.
+    pub(super) async fn drop_tombstones(
+        self: &Arc<Self>,
+        due: Vec<(Incarnation, String)>,
+    ) -> Result<bool> {
+        let mut changes = Vec::with_capacity(due.len());
+        for (incarnation, id) in due {
+            // With a tombstone goes what no report counts: the process was counted before.
+            let mut uncounted = ProcessPruneReport::default();
+            self.forget_effects(&id, incarnation, LATE_EFFECTS_MAX, &mut uncounted)
                 .await?;
-            let Some((last, ..)) = page.last() else {
-                return Ok(());
-            };
-            after = *last;
-            let mut changes = Vec::new();
-            for (incarnation, pruned_at_ms, id) in page {
-                if pruned_at_ms < cutoff_epoch_ms {
-                    // With a tombstone goes what no report counts: the process was counted before.
-                    let mut uncounted = ProcessPruneReport::default();
-                    self.forget_effects(&id, incarnation, LATE_EFFECTS_MAX, &mut uncounted)
-                        .await?;
-                    changes.push(Change::DropTombstone { incarnation });
-                }
-            }
-            if changes.is_empty() {
-                continue;
-            }
-            match self
-                .store
-                .commit_wait(WriteSet::new(Vec::new(), changes))
-                .await
-            {
-                // Somebody journaled many effects in between: the next look forgets those.
-                Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo | Refusal::TooMany)) => {}
-                Err(error) => return Err(commit_error("(tombstones)", error)),
-            }
+            changes.push(Change::DropTombstone { incarnation });
+        }
+        if changes.is_empty() {
+            return Ok(true);
+        }
+        match self
+            .store
+            .commit_wait(WriteSet::new(Vec::new(), changes))
+            .await
+        {
+            Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(true),
+            // Somebody journaled many effects in between: the next look forgets those.
+            Err(CommitError::Refused(Refusal::TooMany)) => Ok(false),
+            Err(error) => Err(commit_error("(tombstones)", error)),
         }
     }
 
@@ -160,11 +201,13 @@ impl Shared {
         newest: u64,
         selector: &PruneSelector,
         parent: Option<Incarnation>,
-    ) -> Result<(Vec<Candidate>, Option<u64>)> {
+    ) -> Result<PrunePage> {
         let view = self.view()?;
         let entries = view.feed(after, FEED_PAGE)?;
-        let next = entries.last().map(|(position, _)| *position);
-        let mut candidates = Vec::new();
+        let mut page = PrunePage {
+            next: entries.last().map(|(position, _)| *position),
+            ..PrunePage::default()
+        };
         for (position, entry) in entries {
             if position > newest {
                 break;
@@ -179,17 +222,17 @@ impl Shared {
                     selector.cutoff_epoch_ms,
                     Some(newest),
                 )
-                && let Some(process) = view.observe_row(row)?
+                && let Some(process) = page.readable(row, view.observe_row(row))?
                 && selector.filter.admits(&process)
                 && parent.is_none_or(|parent| {
                     let of = process.parent.as_ref();
                     of.is_some_and(|of| of.incarnation == parent)
                 })
             {
-                candidates.push((process.process_id, row));
+                page.candidates.push((process.process_id, row));
             }
         }
-        Ok((candidates, next))
+        Ok(page)
     }
 
     async fn prune_group(

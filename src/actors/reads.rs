@@ -370,13 +370,19 @@ impl Shared {
         output: ProcessAwaitOutput,
         authority: CompletionAuthority,
     ) -> Result<()> {
-        if let Err(error) = output.check() {
-            output.dismantle();
-            return Err(error.for_process(id));
-        }
-        self.command(id, HostCommand::Complete { output, authority }, None)
-            .await
-            .map(drop)
+        let bytes = match output.check() {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                output.dismantle();
+                return Err(error.for_process(id));
+            }
+        };
+        let command = HostCommand::Complete {
+            output,
+            bytes,
+            authority,
+        };
+        self.command(id, command, None).await.map(drop)
     }
 
     /// An environment by its hash.

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::prune::{Candidate, FEED_PAGE, Pruned};
+use super::prune::{FEED_PAGE, PrunePage, Pruned};
 use super::runtime::Shared;
-use crate::model::Result;
+use crate::model::{Error, Incarnation, Result};
+use crate::store::error::StoreError;
 use crate::store::read::FeedEntry;
 
 /// How far the wall clock may go apart from the steady one between two passes of retention.
@@ -20,6 +21,8 @@ pub(super) struct Retention {
     clocks: Clocks,
     /// For each policy, the feed position up to which everything it is about is gone.
     walked_to: Vec<u64>,
+    /// The feed position up to which no tombstone is left.
+    forgotten_to: u64,
 }
 
 impl Retention {
@@ -27,6 +30,7 @@ impl Retention {
         Self {
             clocks: Clocks::new(shared.now_ms(), shared.monotonic()),
             walked_to: vec![0; shared.config.retention.len()],
+            forgotten_to: 0,
         }
     }
 }
@@ -124,10 +128,80 @@ impl Shared {
         };
         let policies = self.config.retention.iter();
         let cutoffs = policies.map(|policy| before(policy.keep_terminal_for));
-        self.apply_policies(retention, cutoffs.collect(), now_ms)
-            .await?;
-        self.forget_tombstones(before(self.config.keep_tombstones_for))
-            .await
+        let applied = self
+            .apply_policies(retention, cutoffs.collect(), now_ms)
+            .await;
+        let cutoff_ms = before(self.config.keep_tombstones_for);
+        let forgotten = self.forget_tombstones(retention, cutoff_ms, now_ms).await;
+        applied.and(forgotten)
+    }
+
+    /// Forgets the tombstones that are old enough, in the order of the feed, which is that in which they
+    /// were made: what it costs is what is forgotten, however many are kept.
+    async fn forget_tombstones(
+        self: &Arc<Self>,
+        retention: &mut Retention,
+        cutoff_ms: u64,
+        now_ms: u64,
+    ) -> Result<()> {
+        let newest = self.view()?.feed_bounds()?.1;
+        let mut walker = Walker {
+            walked_to: retention.forgotten_to,
+            cutoff_ms,
+            goes_on: true,
+        };
+        while walker.goes_on {
+            let shared = Arc::clone(self);
+            let (due, walked) = self
+                .walk(move || shared.tombstone_page(newest, now_ms, walker))
+                .await?;
+            if !self.drop_tombstones(due).await? {
+                break;
+            }
+            walker = walked;
+            retention.forgotten_to = walker.walked_to;
+        }
+        Ok(())
+    }
+
+    fn tombstone_page(
+        &self,
+        newest: u64,
+        now_ms: u64,
+        mut walker: Walker,
+    ) -> Result<(Vec<(Incarnation, String)>, Walker)> {
+        let view = self.view()?;
+        let entries = view.feed(walker.walked_to, FEED_PAGE)?;
+        let mut due = Vec::new();
+        let mut over = entries.len() < FEED_PAGE;
+        for (position, entry) in entries {
+            if position > newest {
+                over = true;
+                break;
+            }
+            match entry {
+                FeedEntry::Changed { .. } => {
+                    walker.passes(position, None, now_ms);
+                }
+                FeedEntry::Pruned { id, incarnation } => {
+                    let pruned_at_ms = match view.pruned_at_ms(incarnation) {
+                        Err(error @ StoreError::Corrupted { .. }) => {
+                            tracing::warn!(process = %id, %error, "its tombstone cannot be read");
+                            None
+                        }
+                        read => read?,
+                    };
+                    if walker.passes(position, pruned_at_ms, now_ms) {
+                        due.push((incarnation, id));
+                    }
+                }
+            }
+            if !walker.goes_on {
+                break;
+            }
+        }
+        walker.goes_on &= !over;
+        Ok((due, walker))
     }
 
     /// One walk for all policies, each from where it has come to.
@@ -153,10 +227,17 @@ impl Shared {
                 break;
             };
             let shared = Arc::clone(self);
-            let (candidates, walked) = self
+            let (page, walked) = self
                 .walk(move || shared.retention_page(after, newest, now_ms, walkers))
                 .await?;
-            self.prune_all(&candidates, &mut pruned).await?;
+            match self.prune_all(&page.candidates, &mut pruned).await {
+                Ok(()) => {}
+                // The others were pruned; the next open tries this one again.
+                Err(error @ Error::Corrupted { .. }) => {
+                    tracing::warn!(%error, "not pruned");
+                }
+                Err(error) => return Err(error),
+            }
             // Only now: what could not be pruned is looked at again.
             walkers = walked;
             retention.walked_to = walkers.iter().map(|walker| walker.walked_to).collect();
@@ -170,10 +251,10 @@ impl Shared {
         newest: u64,
         now_ms: u64,
         mut walkers: Vec<Walker>,
-    ) -> Result<(Vec<Candidate>, Vec<Walker>)> {
+    ) -> Result<(PrunePage, Vec<Walker>)> {
         let view = self.view()?;
         let entries = view.feed(after, FEED_PAGE)?;
-        let mut candidates = Vec::new();
+        let mut page = PrunePage::default();
         let mut over = entries.len() < FEED_PAGE;
         for (position, entry) in entries {
             if position > newest {
@@ -195,11 +276,11 @@ impl Shared {
                 }
             }
             if let (Some((row, _)), false) = (ended, due.is_empty())
-                && let Some(process) = view.observe_row(row)?
+                && let Some(process) = page.readable(row, view.observe_row(row))?
             {
                 for filter in due {
                     if view.admits(filter, &process)? {
-                        candidates.push((process.process_id, row));
+                        page.candidates.push((process.process_id, row));
                         break;
                     }
                 }
@@ -208,7 +289,7 @@ impl Shared {
         if over {
             walkers.iter_mut().for_each(|walker| walker.goes_on = false);
         }
-        Ok((candidates, walkers))
+        Ok((page, walkers))
     }
 }
 

@@ -479,26 +479,26 @@ impl Shared {
 
     /// A share of what may be in flight: waits until there is room.
     pub(crate) async fn admit(&self, bytes: usize) -> Result<Admission> {
-        let kib = u32::try_from((bytes >> 10).min(COMMAND_KIB_MAX)).unwrap_or(u32::MAX);
-        let over = |_| self.stopped();
-        // Small payloads, which are nearly all, are bounded by the number of commands alone.
-        let bytes = match kib {
-            0 => None,
-            _ => Some(
-                Arc::clone(&self.command_kib)
-                    .acquire_many_owned(kib)
-                    .await
-                    .map_err(over)?,
-            ),
-        };
+        let bytes = self.admit_bytes(bytes).await?;
         let command = Arc::clone(&self.commands)
             .acquire_owned()
             .await
-            .map_err(over)?;
+            .map_err(|_| self.stopped())?;
         Ok(Admission {
             _command: command,
             _bytes: bytes,
         })
+    }
+
+    /// Room for a payload among those in flight, of hosts and of engines together. Small ones, which
+    /// are nearly all, need none: they are bounded by their number alone.
+    pub(crate) async fn admit_bytes(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>> {
+        let kib = u32::try_from((bytes >> 10).min(COMMAND_KIB_MAX)).unwrap_or(u32::MAX);
+        if kib == 0 {
+            return Ok(None);
+        }
+        let room = Arc::clone(&self.command_kib).acquire_many_owned(kib).await;
+        room.map(Some).map_err(|_| self.stopped())
     }
 
     /// Records an effect's outcome, which takes so many bytes.

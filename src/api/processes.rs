@@ -64,7 +64,8 @@ impl Processes {
     /// state. A store may hold more than is wise to ask for at once: see [`Processes::list_page`].
     ///
     /// # Errors
-    /// `InvalidInput`; `Timeout` where the list is too long for one state to be kept.
+    /// `InvalidInput`; `Timeout` where the list is too long for one state to be kept: for five seconds, or for
+    /// half a second while commits wait for that.
     pub async fn list(&self, filter: &ProcessListFilter) -> Result<Vec<ObservedProcess>> {
         self.shared.list(ListScope::All, filter).await
     }
@@ -512,16 +513,20 @@ impl Processes {
         process_id: &str,
         reference: serde_json::Value,
     ) -> Result<ObservedProcess> {
-        if let Err(error) = crate::model::json::bounded_bytes(
-            "reference",
-            &reference,
-            crate::model::limits::EXTERNAL_REF_BYTES_MAX,
-        ) {
-            crate::model::json::dismantle(reference);
-            return Err(error.for_process(process_id));
-        }
+        let bytes_max = crate::model::limits::EXTERNAL_REF_BYTES_MAX;
+        let bytes = match crate::model::json::bounded_bytes("reference", &reference, bytes_max) {
+            Ok(canonical) => canonical.len(),
+            Err(error) => {
+                crate::model::json::dismantle(reference);
+                return Err(error.for_process(process_id));
+            }
+        };
         self.shared
-            .command(process_id, HostCommand::ExternalRef(reference), None)
+            .command(
+                process_id,
+                HostCommand::ExternalRef { reference, bytes },
+                None,
+            )
             .await?;
         self.shared
             .get(process_id)?

@@ -119,7 +119,7 @@ fn parse_hex(text: &str) -> Option<ContentHash> {
 
 /// The canonical bytes of a value whose depth has been checked.
 pub(crate) fn canonical_bytes(value: &Value) -> Vec<u8> {
-    let mut out = Vec::with_capacity(128);
+    let mut out = Vec::with_capacity(256);
     write_canonical(value, &mut out);
     out
 }
@@ -130,17 +130,12 @@ fn write_canonical(value: &Value, out: &mut Vec<u8>) {
             out.push(b'{');
             // The map is sorted already unless some crate in the host's build asked serde_json to
             // keep insertion order.
-            let mut entries: Vec<_> = map.iter().collect();
-            if !entries.is_sorted_by_key(|(key, _)| key.as_bytes()) {
+            if map.keys().is_sorted() {
+                write_entries(map.iter(), out);
+            } else {
+                let mut entries: Vec<_> = map.iter().collect();
                 entries.sort_unstable_by_key(|(key, _)| key.as_bytes());
-            }
-            for (at, (key, value)) in entries.into_iter().enumerate() {
-                if at > 0 {
-                    out.push(b',');
-                }
-                write_plain(key, out);
-                out.push(b':');
-                write_canonical(value, out);
+                write_entries(entries.into_iter(), out);
             }
             out.push(b'}');
         }
@@ -157,6 +152,17 @@ fn write_canonical(value: &Value, out: &mut Vec<u8>) {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
             write_plain(value, out);
         }
+    }
+}
+
+fn write_entries<'a>(entries: impl Iterator<Item = (&'a String, &'a Value)>, out: &mut Vec<u8>) {
+    for (at, (key, value)) in entries.enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        write_plain(key, out);
+        out.push(b':');
+        write_canonical(value, out);
     }
 }
 

@@ -127,8 +127,8 @@ impl ProcessAwaitOutput {
         }
     }
 
-    /// Checks an outcome that comes from outside.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Checks an outcome that comes from outside, and says how many bytes of JSON it brings.
+    pub(crate) fn check(&self) -> Result<usize> {
         match self {
             Self::Success { value } => bounded("output.value", Some(value)),
             Self::Failure {
@@ -142,7 +142,7 @@ impl ProcessAwaitOutput {
                 check_message("output.message", message)?;
                 bounded("output.raw", raw.as_ref())
             }
-            Self::Abandoned { .. } => Ok(()),
+            Self::Abandoned { .. } => Ok(0),
         }
     }
 
@@ -164,10 +164,12 @@ impl ProcessAwaitOutput {
     }
 }
 
-fn bounded(field: &str, value: Option<&Value>) -> Result<()> {
+fn bounded(field: &str, value: Option<&Value>) -> Result<usize> {
     match value {
-        Some(value) => json::bounded_bytes(field, value, PAYLOAD_BYTES_MAX).map(drop),
-        None => Ok(()),
+        Some(value) => {
+            json::bounded_bytes(field, value, PAYLOAD_BYTES_MAX).map(|bytes| bytes.len())
+        }
+        None => Ok(0),
     }
 }
 

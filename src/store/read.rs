@@ -549,26 +549,10 @@ impl View {
         Ok((floor, newest.max(floor)))
     }
 
-    /// Tombstones after an incarnation: incarnation, when it was pruned, and its id.
-    pub(crate) fn tombstones(
-        &self,
-        after: Incarnation,
-        limit: usize,
-    ) -> Result<Vec<(Incarnation, u64, String)>, StoreError> {
-        let mut range = keys::tombstones();
-        range.start = keys::tombstone(Incarnation(after.get().saturating_add(1)));
-        self.kv
-            .scan(&range, limit)?
-            .into_iter()
-            .map(|(key, value)| {
-                let stored = codec::decode::<StoredTombstone>(&value)?;
-                Ok((
-                    Incarnation(keys::number_of(&key).unwrap_or(0)),
-                    stored.pruned_at_ms,
-                    stored.id,
-                ))
-            })
-            .collect()
+    /// When a process was pruned, as its tombstone says.
+    pub(crate) fn pruned_at_ms(&self, incarnation: Incarnation) -> Result<Option<u64>, StoreError> {
+        let stored = self.get::<StoredTombstone>(&keys::tombstone(incarnation))?;
+        Ok(stored.map(|stored| stored.pruned_at_ms))
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
-use super::messages::{Answer, CommandReply};
+use super::messages::{Answer, CommandReply, EmitRoom};
 use crate::actors::dispatcher::SlotPermit;
 use crate::actors::keeper::OwnerHandle;
 use crate::actors::runtime::Claimed;
@@ -34,7 +34,7 @@ pub(super) enum Purpose {
     Emit {
         token: FencingToken,
         durable: Option<oneshot::Sender<Result<ProcessEvent>>>,
-        room: OwnedSemaphorePermit,
+        room: EmitRoom,
     },
     /// An attempt is to begin.
     Begin {

@@ -75,12 +75,12 @@ impl Process {
         self.shared
             .hub
             .publish(self.registration.incarnation, &events, ended);
-        let mut rest = &events[..];
+        // Given away: a caller who is the only one to hold its event need not copy it.
+        let mut rest = events.into_iter();
         for Member { work, events, .. } in members {
-            let (own, others) = rest.split_at(events);
-            rest = others;
-            let answer = match (&work.command, own.last()) {
-                (Command::Append { .. }, Some((event, _))) => Answer::Event(Arc::clone(event)),
+            let own = rest.by_ref().take(events).last();
+            let answer = match (&work.command, own) {
+                (Command::Append { .. }, Some((event, _))) => Answer::Event(event),
                 (_, _) => Answer::Status(Arc::clone(&self.durable.status)),
             };
             self.follow_up(work, answer);

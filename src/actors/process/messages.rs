@@ -19,7 +19,8 @@ use crate::model::{
 };
 use crate::store::write_set::CommitError;
 
-/// What a host asks of a process. Cheap to clone: payloads are shared.
+/// What a host asks of a process. Cheap to clone where it is small, or an event: their payloads are
+/// shared.
 #[derive(Debug, Clone)]
 pub(crate) enum HostCommand {
     /// An event or a signal.
@@ -31,9 +32,13 @@ pub(crate) enum HostCommand {
         requested_by: String,
         reason: Option<String>,
     },
-    ExternalRef(Value),
+    ExternalRef {
+        reference: Value,
+        bytes: usize,
+    },
     Complete {
         output: ProcessAwaitOutput,
+        bytes: usize,
         authority: CompletionAuthority,
     },
 }
@@ -43,10 +48,8 @@ impl HostCommand {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Append(event) => event.bytes(),
-            Self::Cancel { .. }
-            | Self::Abandon { .. }
-            | Self::ExternalRef(_)
-            | Self::Complete { .. } => 0,
+            Self::ExternalRef { bytes, .. } | Self::Complete { bytes, .. } => *bytes,
+            Self::Cancel { .. } | Self::Abandon { .. } => 0,
         }
     }
 }
@@ -97,6 +100,13 @@ impl CommandReply {
         // Nobody waits any more: what was committed stands all the same.
         let _ = self.answer.send(answer);
     }
+}
+
+/// A share of what an attempt may have emitted that is not durable yet, and of the bytes in flight.
+#[derive(Debug)]
+pub(crate) struct EmitRoom {
+    pub(super) _event: OwnedSemaphorePermit,
+    pub(super) _bytes: Option<OwnedSemaphorePermit>,
 }
 
 /// Where the end of a wait goes.
@@ -187,7 +197,7 @@ pub(crate) enum ProcessMsg {
         token: FencingToken,
         event: Box<CheckedEvent>,
         durable: Option<oneshot::Sender<Result<ProcessEvent>>>,
-        room: OwnedSemaphorePermit,
+        room: EmitRoom,
     },
     /// The engine begins to wait.
     WaitBegin {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ractor::ActorRef;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::messages::{Delivered, ProcessMsg};
+use super::messages::{Delivered, EmitRoom, ProcessMsg};
 use crate::actors::runtime::{ChildOf, Shared};
 use crate::engines::{CancelSignal, ExecutionPort};
 use crate::model::decide::check_event;
@@ -67,12 +67,17 @@ impl Port {
             .acquire_owned()
             .await
             .map_err(|_| self.superseded())?;
+        // How many there are does not bound what they hold: 256 of them may be 256 MiB.
+        let bytes = self.shared.admit_bytes(event.canonical.len()).await?;
         self.check_open()?;
         self.cast(ProcessMsg::Emit {
             token: self.token,
             event,
             durable,
-            room,
+            room: EmitRoom {
+                _event: room,
+                _bytes: bytes,
+            },
         })
     }
 }

@@ -273,8 +273,10 @@ impl Process {
                 requested_by,
                 reason,
             },
-            HostCommand::ExternalRef(reference) => Command::SetExternalRef { reference },
-            HostCommand::Complete { output, authority } => Command::Finish {
+            HostCommand::ExternalRef { reference, .. } => Command::SetExternalRef { reference },
+            HostCommand::Complete {
+                output, authority, ..
+            } => Command::Finish {
                 output,
                 finisher: Finisher::Authority(authority),
             },

@@ -3,12 +3,14 @@
 //! On a store that nobody else writes to, nothing happens to a process that this runtime does not
 //! know of. Whatever may have to be recovered is noted here when it happens, and a sweep by
 //! interval costs what was noted, however many processes are parked. Everything is walked through
-//! at open, when an owner was lost, on request, and once in a time to live all the same, so that
-//! nothing is forgotten for good (V1); such a walk passes over what somebody else executes and
-//! nobody has asked for.
+//! at open, when an owner was lost, on request, and once in a time to live all the same, or as seldom
+//! as makes it a small part of the time, so that nothing is forgotten for good (V1); such a walk passes
+//! over what somebody else executes and nobody has asked for.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::store::keys::Row;
 use crate::store::locks::lock;
@@ -17,6 +19,8 @@ use crate::store::locks::lock;
 #[derive(Debug, Default)]
 pub(crate) struct Attention {
     noted: Mutex<Noted>,
+    /// For how long the last walk looked at processes, in microseconds.
+    walk_took_us: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +60,17 @@ impl Attention {
     /// Notes that it is time for a walk.
     pub(super) fn note_walk(&self) {
         lock(&self.noted).walk = true;
+    }
+
+    /// Notes for how long a walk looked at processes.
+    pub(super) fn walked_for(&self, looked: Duration) {
+        let looked_us = u64::try_from(looked.as_micros()).unwrap_or(u64::MAX);
+        self.walk_took_us.store(looked_us, Ordering::Relaxed);
+    }
+
+    /// For how long the last walk looked at processes.
+    pub(super) fn walk_took(&self) -> Duration {
+        Duration::from_micros(self.walk_took_us.load(Ordering::Relaxed))
     }
 
     /// Of some processes, those that a walk has to look at, and the others.

@@ -62,6 +62,8 @@ pub(crate) struct ReaperState {
     sweeping: bool,
     retaining: bool,
     ticks: u32,
+    /// The tick at which the last walk was due.
+    walked_at: u32,
     /// Asked for while a sweep was going on, or too soon after one.
     again: bool,
     /// A timer for that is set.
@@ -95,6 +97,7 @@ impl Actor for Reaper {
             sweeping: false,
             retaining: false,
             ticks: 0,
+            walked_at: 0,
             again: false,
             delayed: false,
             waiting: Vec::new(),
@@ -116,7 +119,8 @@ impl Actor for Reaper {
                     state.shared.hub.nudge_all();
                     state.shared.look_soon();
                     state.shared.attention.note_everything();
-                } else if state.ticks.is_multiple_of(state.everything_every()) {
+                } else if state.ticks.wrapping_sub(state.walked_at) >= state.walk_every() {
+                    state.walked_at = state.ticks;
                     state.shared.attention.note_walk();
                 }
                 state.sweep(&myself);
@@ -176,17 +180,28 @@ impl Drop for Looking {
     }
 }
 
+/// A walk through everything looks for no more than one of so many parts of the time.
+const WALK_IN_PARTS: u32 = 400;
+
 /// Time over which requests for a sweep are gathered: a process that cannot be claimed must not
 /// keep the reaper, and the disk, busy.
 const GATHER: Duration = Duration::from_millis(50);
 
 impl ReaperState {
     /// Of so many sweeps by interval one walks through everything, whatever was noted: as many as fit
-    /// into a time to live.
-    fn everything_every(&self) -> u32 {
+    /// into a time to live, or into what keeps a walk that takes long a small part of the time. It only
+    /// makes sure: whatever it might find was noted when it happened.
+    fn walk_every(&self) -> u32 {
         let config = &self.shared.config;
-        let fit = config.lease.ttl().as_millis() / config.sweep_every.as_millis().max(1);
-        u32::try_from(fit).unwrap_or(u32::MAX).max(1)
+        let rest = self
+            .shared
+            .attention
+            .walk_took()
+            .saturating_mul(WALK_IN_PARTS);
+        let every = config.lease.ttl().max(rest).as_millis();
+        u32::try_from(every / config.sweep_every.as_millis().max(1))
+            .unwrap_or(u32::MAX)
+            .max(1)
     }
 
     fn retain(&mut self, myself: &ActorRef<ReaperMsg>) {

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -127,6 +128,7 @@ impl<'a> Sweep<'a> {
         let dead = self.dead_owners().await;
         let mut after: Option<Vec<u8>> = None;
         let mut elsewhere = HashSet::new();
+        let mut looked = Duration::ZERO;
         loop {
             if self.shared.is_shutting_down() {
                 return Err(Error::ShuttingDown);
@@ -134,8 +136,14 @@ impl<'a> Sweep<'a> {
             let shared = Arc::clone(self.shared);
             let page = self
                 .shared
-                .walk(move || shared.recovery_page(after.as_deref(), passing_over))
+                .walk(move || {
+                    let began = shared.monotonic();
+                    let page = shared.recovery_page(after.as_deref(), passing_over)?;
+                    Ok((page, shared.monotonic().saturating_sub(began)))
+                })
                 .await?;
+            let (page, took) = page;
+            looked += took;
             after = page.next.clone();
             elsewhere.extend(&page.elsewhere);
             self.take(page).await;
@@ -144,6 +152,7 @@ impl<'a> Sweep<'a> {
             }
         }
         while self.one_done().await {}
+        self.shared.attention.walked_for(looked);
         self.shared.attention.keep_elsewhere(&elsewhere);
         self.shared.forget_timed(&self.ended);
         if !self.damaged {

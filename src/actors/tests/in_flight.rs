@@ -1,7 +1,10 @@
 //! What is in flight counts as that, whoever waits for it, and nothing waits behind what only looks.
 
+use std::sync::atomic::AtomicUsize;
+
 use super::gated::{Gated, Put};
 use super::*;
+use crate::actors::config::COMMAND_KIB_MAX;
 
 const LONG: Duration = Duration::from_secs(3_600);
 
@@ -60,6 +63,65 @@ async fn what_is_in_flight_holds_its_place_where_its_caller_has_gone_away() {
     let retargeting = shared.retarget_wakes("p", Some(&t));
     holds_its_place(&shared, &gated, retargeting).await;
     holds_its_place(&shared, &gated, shared.delete_session("t")).await;
+    shut(&runtime).await;
+}
+
+/// What an engine emits has no bound of its own in bytes but shares that of what hosts send.
+#[tokio::test]
+async fn what_engines_emit_counts_in_bytes_among_what_is_in_flight() {
+    let emitted = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&emitted);
+    let (runtime, gated, _) = gated::open(move |cx: ProcessContext| {
+        let counted = Arc::clone(&counted);
+        async move {
+            // Two bytes of quotes.
+            let large = "x".repeat((1 << 20) - 2);
+            for _ in 0..70 {
+                cx.emit("note", large.as_str()).await?;
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(Value::Null)
+        }
+    })
+    .await;
+    let shared = Arc::clone(&runtime.shared);
+    gated.shut();
+    let starting = Arc::clone(&shared);
+    let started =
+        tokio::spawn(async move { start(&starting, "p", RecoveryDisposition::Rerunnable).await });
+    until(|| gated.count() > 0).await;
+    gated.pass(1);
+    within(started).await.unwrap();
+    until(|| gated.count() > 0).await;
+    gated.pass(1);
+    until(|| emitted.load(Ordering::SeqCst) == 64).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(emitted.load(Ordering::SeqCst), 64, "64 MiB are in flight");
+    gated.open_gate();
+    within(shared.await_output("p")).await.unwrap();
+    assert_eq!(emitted.load(Ordering::SeqCst), 70);
+    shut(&runtime).await;
+}
+
+#[tokio::test]
+async fn what_a_completion_brings_counts_in_bytes_among_what_is_in_flight() {
+    let (runtime, gated, _) = gated::open(gated::idle).await;
+    let shared = Arc::clone(&runtime.shared);
+    start(&shared, "p", RecoveryDisposition::ExternallyOwned).await;
+    gated.shut();
+    let completing = {
+        let shared = Arc::clone(&shared);
+        let output = ProcessAwaitOutput::success("x".repeat(1 << 19));
+        let by = CompletionAuthority::Host { by: "test".into() };
+        tokio::spawn(async move { shared.complete_external("p", output, by).await })
+    };
+    until(|| gated.count() > 0).await;
+    let all = COMMAND_KIB_MAX << 10;
+    let waits = tokio::time::timeout(Duration::ZERO, shared.admit(all)).await;
+    assert!(waits.is_err(), "let in beside it");
+    gated.open_gate();
+    within(completing).await.unwrap().unwrap();
+    drop(within(shared.admit(all)).await.unwrap());
     shut(&runtime).await;
 }
 

@@ -29,6 +29,7 @@ mod in_flight;
 mod lapses;
 mod liveness;
 mod own_end;
+mod pruning;
 mod reading;
 mod sessions;
 mod sweeps;

@@ -15,7 +15,7 @@ use super::super::error::StoreError;
 use super::super::locks::{lock, wait, wait_for};
 use super::events;
 use super::fault::Step;
-use super::index::{Home, Trees, failed};
+use super::index::{Home, Trees, Wrote, failed};
 use super::inner::{Inner, tally};
 use super::meta::LowWater;
 use super::overlay::{Layer, Slot};
@@ -24,15 +24,13 @@ use super::side_files::SideFiles;
 
 /// Index writes between two looks at whether to stop.
 const SLICE_KEYS: usize = 128;
-/// Bytes given to sled after which its file is synced, in the middle of a pass as well. sled uses a
+/// Bytes given to sled after which its file is synced, in the middle of a pass and of a value as well. sled uses a
 /// segment of 512 KiB again once what replaces it is *written*: without a sync in between, a loss
 /// of power could take the new place of a leaf and leave the old one overwritten. sled writes a
 /// few times what it is given.
 const UNSYNCED_BYTES_MAX: usize = 128 << 10;
 /// What sled writes beside a key and its value, roughly.
 const KEY_OVERHEAD_BYTES: usize = 64;
-/// What the last chunk of a log has, which is written again with each addition.
-const CHUNK_BYTES: usize = 4 << 10;
 /// Chunks of erased logs that one pass removes.
 const ERASE_CHUNKS_MAX: usize = 512;
 /// Longest wait for a view before its age is looked at again: the clock may be a test's.
@@ -88,18 +86,34 @@ struct Slices<'a> {
 }
 
 impl Slices<'_> {
+    /// Takes note of a write to the index.
+    fn wrote(&mut self, bytes: usize) -> Result<(), StoreError> {
+        self.unsynced_bytes += bytes + KEY_OVERHEAD_BYTES;
+        if self.unsynced_bytes >= UNSYNCED_BYTES_MAX {
+            self.unsynced_bytes = 0;
+            sync_data_file(self.inner)?;
+        }
+        Ok(())
+    }
+
+    /// Writes to the index; each write is taken note of.
+    fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Trees, &mut Wrote<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let inner = self.inner;
+        inner
+            .index
+            .with(|trees| work(trees, &mut |bytes| self.wrote(bytes)))
+    }
+
     /// Between slices of work: makes room for the committer, and ends early when told to.
-    fn end(&mut self, keys_written: u64, bytes: usize) -> Result<(), StoreError> {
+    fn end(&mut self, keys_written: u64) -> Result<(), StoreError> {
         tally(&self.inner.tallies.index_keys_written, keys_written);
         self.inner.step(Step::DrainSlice)?;
         self.inner.check()?;
         if lock(&self.inner.state).stop {
             return Err(StoreError::Closed);
-        }
-        self.unsynced_bytes += bytes;
-        if self.unsynced_bytes >= UNSYNCED_BYTES_MAX {
-            self.unsynced_bytes = 0;
-            sync_data_file(self.inner)?;
         }
         std::thread::yield_now();
         Ok(())
@@ -192,7 +206,7 @@ fn freeze(inner: &Inner) -> (Arc<Layer>, LowWater) {
 
 /// Waits until every view sees the frozen layer. A view that is too old is told so instead.
 fn wait_for_views(inner: &Inner, commit: u64) -> Result<(), StoreError> {
-    let age_max = inner.options.bounds.view_age_max;
+    let bounds = &inner.options.bounds;
     let mut state = lock(&inner.state);
     loop {
         inner.check()?;
@@ -206,6 +220,11 @@ fn wait_for_views(inner: &Inner, commit: u64) -> Result<(), StoreError> {
             .map(|(number, pin)| (*number, Arc::clone(pin)));
         let Some((number, pin)) = oldest else {
             return Ok(());
+        };
+        let age_max = if inner.over_bound() {
+            bounds.view_age_max.min(bounds.view_age_pressed_max)
+        } else {
+            bounds.view_age_max
         };
         let rest = age_max.saturating_sub(inner.now().saturating_sub(pin.opened_at));
         if rest.is_zero() {
@@ -222,52 +241,51 @@ fn wait_for_views(inner: &Inner, commit: u64) -> Result<(), StoreError> {
 fn write_keys(slices: &mut Slices<'_>, layer: &Layer) -> Result<(), StoreError> {
     let mut changes = layer.keys.iter().peekable();
     while changes.peek().is_some() {
-        let (written, bytes) = slices.inner.index.with(|trees| {
-            let (mut written, mut bytes) = (0, 0);
+        let written = slices.write(|trees, wrote| {
+            let mut written = 0;
             for (key, slot) in changes.by_ref().take(SLICE_KEYS) {
-                write_key(trees, key, slot)?;
+                write_key(trees, key, slot, wrote)?;
                 written += 1;
-                bytes += key.len() + slot.len() + KEY_OVERHEAD_BYTES;
             }
-            Ok((written, bytes))
+            Ok(written)
         })?;
-        slices.end(written, bytes)?;
+        slices.end(written)?;
     }
     Ok(())
 }
 
-fn write_key(trees: &Trees, key: &[u8], slot: &Slot) -> Result<(), StoreError> {
+fn write_key(
+    trees: &Trees,
+    key: &[u8],
+    slot: &Slot,
+    wrote: &mut Wrote<'_>,
+) -> Result<(), StoreError> {
     match slot {
-        Slot::Put(value) => trees.put(Home::Keys, key, value),
-        Slot::Once(value) => trees.put_new(key, value),
-        Slot::Gone => trees.delete(Home::Keys, key),
+        Slot::Put(value) => trees.put(Home::Keys, key, value, wrote),
+        Slot::Once(value) => trees.put_new(key, value, wrote),
+        Slot::Gone => trees.delete(Home::Keys, key, wrote),
     }
 }
 
 fn write_events(slices: &mut Slices<'_>, layer: &Layer) -> Result<(), StoreError> {
     let mut pending = layer.events.iter().peekable();
-    let (mut written, mut bytes) = (0, 0);
+    let mut written = 0;
     let mut run: Vec<(u64, Bytes)> = Vec::new();
     while let Some(((incarnation, sequence), value)) = pending.next() {
         run.push((*sequence, value.clone()));
-        bytes += value.len();
         let continues = pending
             .peek()
             .is_some_and(|((next, _), _)| next == incarnation);
         if continues && run.len() < SLICE_KEYS {
             continue;
         }
-        written += slices
-            .inner
-            .index
-            .with(|trees| events::append(trees, *incarnation, &run))?;
-        bytes += CHUNK_BYTES;
+        written += slices.write(|trees, wrote| events::append(trees, *incarnation, &run, wrote))?;
         run.clear();
         if written >= 32 {
-            slices.end(std::mem::take(&mut written), std::mem::take(&mut bytes))?;
+            slices.end(std::mem::take(&mut written))?;
         }
     }
-    slices.end(written, bytes)
+    slices.end(written)
 }
 
 /// Removes chunks of erased logs, up to a bound, and returns the logs that are gone. A crash
@@ -282,14 +300,10 @@ fn erase_logs(slices: &mut Slices<'_>) -> Result<Vec<u64>, StoreError> {
             break;
         };
         let slice = budget.min(SLICE_KEYS);
-        let erased = inner
-            .index
-            .with(|trees| trees.erase_chunks(incarnation, slice))?;
+        let erased = slices.write(|trees, wrote| trees.erase_chunks(incarnation, slice, wrote))?;
         inner.step(Step::DrainErased)?;
         if erased < slice {
-            inner
-                .index
-                .with(|trees| trees.remove_orphans_of(incarnation))?;
+            slices.write(|trees, wrote| trees.remove_orphans_of(incarnation, wrote))?;
             gone.push(incarnation);
             let Some(next) = incarnation.checked_add(1) else {
                 break;
@@ -298,7 +312,7 @@ fn erase_logs(slices: &mut Slices<'_>) -> Result<Vec<u64>, StoreError> {
         }
         // A log costs its entry in the queue, even if it has no chunk left.
         budget = budget.saturating_sub(erased.max(1));
-        slices.end(0, erased.saturating_mul(CHUNK_BYTES))?;
+        slices.end(0)?;
     }
     Ok(gone)
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::super::error::StoreError;
 use super::frame::{Cursor, INLINE_BYTES_MAX, checksum, corrupted, length, length_u32};
-use super::index::{Home, TAG_PARTS, Trees, failed};
+use super::index::{Home, TAG_PARTS, Trees, Wrote, failed};
 
 /// First byte of a chunk.
 const TAG_CHUNK: u8 = b'C';
@@ -121,6 +121,7 @@ pub(super) fn append(
     trees: &Trees,
     incarnation: u64,
     events: &[(u64, Bytes)],
+    wrote: &mut Wrote<'_>,
 ) -> Result<u64, StoreError> {
     let mut writer: Option<ChunkWriter> = None;
     let mut next_sequence = 0;
@@ -162,7 +163,7 @@ pub(super) fn append(
             continue;
         }
         if let Some(full) = writer.take().filter(|_| dirty) {
-            keys_written += write_chunk(trees, incarnation, &full)?;
+            keys_written += write_chunk(trees, incarnation, &full, wrote)?;
         }
         dirty = false;
         let mut chunk = ChunkWriter::new(*sequence);
@@ -172,20 +173,28 @@ pub(super) fn append(
             dirty = true;
         } else {
             let key = chunk_key(incarnation, *sequence);
-            let head = trees.put_parts(Home::Events, &key, value)?;
+            let head = trees.put_parts(Home::Events, &key, value, wrote)?;
             trees.events.insert(key, head).map_err(failed)?;
+            wrote(key.len())?;
             keys_written += 1;
         }
     }
     if let Some(last) = writer.filter(|_| dirty) {
-        keys_written += write_chunk(trees, incarnation, &last)?;
+        keys_written += write_chunk(trees, incarnation, &last, wrote)?;
     }
     Ok(keys_written)
 }
 
-fn write_chunk(trees: &Trees, incarnation: u64, chunk: &ChunkWriter) -> Result<u64, StoreError> {
+fn write_chunk(
+    trees: &Trees,
+    incarnation: u64,
+    chunk: &ChunkWriter,
+    wrote: &mut Wrote<'_>,
+) -> Result<u64, StoreError> {
     let (key, stored) = chunk.encode(incarnation);
+    let bytes = key.len() + stored.len();
     trees.events.insert(key, stored).map_err(failed)?;
+    wrote(bytes)?;
     Ok(1)
 }
 

@@ -133,43 +133,64 @@ impl Index {
     }
 }
 
+/// Told of each write, with the bytes of its key and value, right after it: syncs what was written when
+/// that has become enough. Between the parts of one large value as well.
+pub(super) type Wrote<'a> = dyn FnMut(usize) -> Result<(), StoreError> + 'a;
+
 impl Trees {
     /// Writes a value, in parts if it is large.
     ///
     /// Parts of the old value go first and the head comes last: at a crash in between the old or
     /// no head is there, and the repeated write removes what the old head stands for. Nobody
     /// reads the key meanwhile, the overlay lies over it.
-    pub(super) fn put(&self, home: Home, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        self.remove_parts(home, key)?;
+    pub(super) fn put(
+        &self,
+        home: Home,
+        key: &[u8],
+        value: &[u8],
+        wrote: &mut Wrote<'_>,
+    ) -> Result<(), StoreError> {
+        self.remove_parts(home, key, wrote)?;
         let stored = if value.len() <= INLINE_BYTES_MAX {
             let mut stored = Vec::with_capacity(1 + value.len());
             stored.push(TAG_INLINE);
             stored.extend_from_slice(value);
             stored
         } else {
-            self.put_parts(home, key, value)?
+            self.put_parts(home, key, value, wrote)?
         };
+        let bytes = key.len() + stored.len();
         home.tree(self).insert(key, stored).map_err(failed)?;
-        Ok(())
+        wrote(bytes)
     }
 
     /// Writes a value under a key that never had one: nothing of an old one can be there.
-    pub(super) fn put_new(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn put_new(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        wrote: &mut Wrote<'_>,
+    ) -> Result<(), StoreError> {
         if value.len() > INLINE_BYTES_MAX {
-            return self.put(Home::Keys, key, value);
+            return self.put(Home::Keys, key, value, wrote);
         }
         let mut stored = Vec::with_capacity(1 + value.len());
         stored.push(TAG_INLINE);
         stored.extend_from_slice(value);
         self.keys.insert(key, stored).map_err(failed)?;
-        Ok(())
+        wrote(key.len() + value.len())
     }
 
     /// Removes a key, parts first: a crash in between leaves the head, which a repetition finds.
-    pub(super) fn delete(&self, home: Home, key: &[u8]) -> Result<(), StoreError> {
-        self.remove_parts(home, key)?;
+    pub(super) fn delete(
+        &self,
+        home: Home,
+        key: &[u8],
+        wrote: &mut Wrote<'_>,
+    ) -> Result<(), StoreError> {
+        self.remove_parts(home, key, wrote)?;
         home.tree(self).remove(key).map_err(failed)?;
-        Ok(())
+        wrote(key.len())
     }
 
     /// Writes the parts of a value and returns its head.
@@ -178,18 +199,25 @@ impl Trees {
         home: Home,
         key: &[u8],
         value: &[u8],
+        wrote: &mut Wrote<'_>,
     ) -> Result<Vec<u8>, StoreError> {
         self.has_parts.store(true, Ordering::Relaxed);
         for (part, bytes) in (0..).zip(value.chunks(INLINE_BYTES_MAX)) {
             self.parts
                 .insert(part_key(home, key, part), bytes)
                 .map_err(failed)?;
+            wrote(key.len() + bytes.len())?;
         }
         Ok(encode_parts_head(home, key, value))
     }
 
     /// Removes the parts of the value that a key has now, if it has any.
-    pub(super) fn remove_parts(&self, home: Home, key: &[u8]) -> Result<(), StoreError> {
+    fn remove_parts(
+        &self,
+        home: Home,
+        key: &[u8],
+        wrote: &mut Wrote<'_>,
+    ) -> Result<(), StoreError> {
         if !self.has_parts.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -199,18 +227,29 @@ impl Trees {
                 return Ok(());
             }
         }
-        self.remove_parts_in(part_key(home, key, 0)..=part_key(home, key, u32::MAX))
+        let parts = part_key(home, key, 0)..=part_key(home, key, u32::MAX);
+        self.remove_parts_in(parts, wrote)
     }
 
-    fn remove_parts_in(&self, range: RangeInclusive<Vec<u8>>) -> Result<(), StoreError> {
+    fn remove_parts_in(
+        &self,
+        range: RangeInclusive<Vec<u8>>,
+        wrote: &mut Wrote<'_>,
+    ) -> Result<(), StoreError> {
         for entry in self.parts.range(range).keys() {
             self.parts.remove(entry.map_err(failed)?).map_err(failed)?;
+            // sled writes what stays of the leaf: as much as the part was.
+            wrote(INLINE_BYTES_MAX)?;
         }
         Ok(())
     }
 
     /// Removes what a crash left of a log whose chunks are gone: parts that never got their head.
-    pub(super) fn remove_orphans_of(&self, incarnation: u64) -> Result<(), StoreError> {
+    pub(super) fn remove_orphans_of(
+        &self,
+        incarnation: u64,
+        wrote: &mut Wrote<'_>,
+    ) -> Result<(), StoreError> {
         if !self.has_parts.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -218,7 +257,7 @@ impl Trees {
             let chunk = events::chunk_key(incarnation, sequence);
             part_key(Home::Events, &chunk, part)
         };
-        self.remove_parts_in(part(0, 0)..=part(u64::MAX, u32::MAX))
+        self.remove_parts_in(part(0, 0)..=part(u64::MAX, u32::MAX), wrote)
     }
 
     /// The value that a stored head stands for.
@@ -281,11 +320,17 @@ impl Trees {
 
     /// Erases the last chunks of a log, at most `limit`, and says how many there were. From the
     /// end, so that what is left at any time is a log without gaps.
-    pub(super) fn erase_chunks(&self, incarnation: u64, limit: usize) -> Result<usize, StoreError> {
+    pub(super) fn erase_chunks(
+        &self,
+        incarnation: u64,
+        limit: usize,
+        wrote: &mut Wrote<'_>,
+    ) -> Result<usize, StoreError> {
         let mut erased = 0;
         let range = events::chunk_key(incarnation, 0)..=events::chunk_key(incarnation, u64::MAX);
         for key in self.events.range(range).keys().rev().take(limit) {
-            self.delete(Home::Events, &key.map_err(failed)?)?;
+            self.delete(Home::Events, &key.map_err(failed)?, wrote)?;
+            wrote(INLINE_BYTES_MAX)?;
             erased += 1;
         }
         Ok(erased)

@@ -75,6 +75,9 @@ pub(crate) struct Bounds {
     pub(crate) drain_interval: Duration,
     /// How long a view may hold up the write-behind.
     pub(crate) view_age_max: Duration,
+    /// The same while commits wait for the write-behind: whoever reads much at once is told to do it
+    /// again, rather than that everybody who writes stands still.
+    pub(crate) view_age_pressed_max: Duration,
 }
 
 impl Default for Bounds {
@@ -87,6 +90,7 @@ impl Default for Bounds {
             journal_bytes_max: 64 << 20,
             drain_interval: Duration::from_millis(50),
             view_age_max: Duration::from_secs(5),
+            view_age_pressed_max: Duration::from_millis(500),
         }
     }
 }
