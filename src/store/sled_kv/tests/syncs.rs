@@ -317,11 +317,8 @@ fn what_is_written_into_the_index_is_synced_on_the_way() {
         let before = syncs.load(Ordering::SeqCst);
         kv.drain().unwrap();
         let found = syncs.load(Ordering::SeqCst) - before;
-        // Two more for the end of the pass, and one where two counts fall apart.
-        assert!(
-            (expected..=expected + 3).contains(&found),
-            "{what}: {found}"
-        );
+        // Two of them end the pass. No more than there have to be: each costs what a commit's costs.
+        assert!((expected..=2 * expected).contains(&found), "{what}: {found}");
     };
     let large = vec![7; 1 << 20];
     let log = |bytes: usize| (1..=128).map(move |at| append(1, at, vec![7; bytes]));
