@@ -20,6 +20,7 @@ mod floor;
 mod heartbeat;
 mod idle;
 mod latency;
+mod lists;
 mod load;
 mod memory;
 mod prune;
@@ -66,6 +67,7 @@ const FIGURES: &[Figure] = &[
     ("recovery", recovery::run),
     ("sessions", sessions::run),
     ("subscribers", subscribers::run),
+    ("lists", lists::run),
 ];
 
 fn main() {
