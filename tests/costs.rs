@@ -8,6 +8,11 @@
 //!
 //! One test, because the counts are those of the whole operating-system process. Where a change
 //! is meant to cost more, or costs less, its bound is the one to move.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on says so, and this one says what it counted"
+)]
 
 mod common;
 
