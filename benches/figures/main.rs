@@ -1,7 +1,11 @@
 //! Figures: one line of JSON each.
 //!
-//! `cargo bench --bench figures -- NAME [--seconds N] [--callers N] [--quick] [--dir DIR]`.
+//! `cargo bench --bench figures -- NAME [--seconds N] [--callers N] [--runs N] [--quick] [--dir DIR]`.
 //! Without a name, all of them.
+//!
+//! With `--runs N` all that was asked for is measured N times, one run after the other. Behind the last
+//! one there is another line for each that the runs printed, with `"median_of":N`: the median of every
+//! number that differs between the runs, and its lowest and highest beside it (`_lowest`, `_highest`).
 
 #![expect(
     clippy::print_stdout,
@@ -16,10 +20,12 @@ mod floor;
 mod heartbeat;
 mod idle;
 mod latency;
+mod lists;
 mod load;
 mod memory;
 mod prune;
 mod recovery;
+mod runs;
 mod sessions;
 mod setup;
 mod signal;
@@ -61,6 +67,7 @@ const FIGURES: &[Figure] = &[
     ("recovery", recovery::run),
     ("sessions", sessions::run),
     ("subscribers", subscribers::run),
+    ("lists", lists::run),
 ];
 
 fn main() {
@@ -69,6 +76,7 @@ fn main() {
     }
     let mut names = Vec::new();
     let mut child = None;
+    let mut runs: usize = 1;
     let mut ask = Ask {
         seconds: Duration::from_secs(30),
         quick: false,
@@ -90,6 +98,10 @@ fn main() {
             "--callers" => {
                 let callers = args.next().and_then(|text| text.parse().ok());
                 ask.callers = Some(callers.expect("--callers takes a number"));
+            }
+            "--runs" => {
+                let times = args.next().and_then(|text| text.parse().ok());
+                runs = times.expect("--runs takes a number");
             }
             "--quick" => ask.quick = true,
             "--dir" => ask.dir = PathBuf::from(args.next().expect("--dir takes a directory")),
@@ -113,14 +125,22 @@ fn main() {
             std::process::exit(2);
         }
     }
-    for (name, run) in FIGURES {
-        if names.is_empty() || names.iter().any(|asked| asked == name) {
-            run(&ask);
+    let mut printed = Vec::new();
+    for _ in 0..runs {
+        for (name, run) in FIGURES {
+            if names.is_empty() || names.iter().any(|asked| asked == name) {
+                run(&ask);
+            }
         }
+        printed.push(runs::take());
+    }
+    if runs > 1 {
+        runs::medians(&printed).iter().for_each(print);
     }
 }
 
 /// Prints a figure.
 pub(crate) fn print(figure: &serde_json::Value) {
     println!("{figure}");
+    runs::keep(figure);
 }

@@ -1,8 +1,9 @@
 //! Memory per process, each case in a process of its own: what an allocator was given back and
 //! gives out again would show as memory that costs nothing.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use procession::{Processes, Supervisor};
 use serde_json::json;
@@ -41,7 +42,12 @@ pub(crate) fn run(ask: &Ask) {
         if ask.quick {
             child.arg("--quick");
         }
-        let ended = child.status().expect("a child");
+        let mut child = child.stdout(Stdio::piped()).spawn().expect("a child");
+        for line in BufReader::new(child.stdout.take().expect("its output")).lines() {
+            // Printed here, so that it counts among this program's.
+            print(&serde_json::from_str(&line.expect("text")).expect("a figure"));
+        }
+        let ended = child.wait().expect("a child");
         assert!(ended.success(), "{case}: {ended}");
     }
 }

@@ -247,7 +247,7 @@ async fn make(place: &Path, sizes: &[u64]) -> Vec<PathBuf> {
     for size in sizes {
         let store = place.join(size.to_string());
         match stores.last() {
-            Some(smaller) => copy(smaller, &store),
+            Some(smaller) => setup::copy(smaller, &store),
             None => std::fs::create_dir(&store).expect("a directory"),
         }
         let supervisor = open(&store).await;
@@ -258,19 +258,6 @@ async fn make(place: &Path, sizes: &[u64]) -> Vec<PathBuf> {
         stores.push(store);
     }
     stores
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("a directory") {
-        let entry = entry.expect("an entry");
-        let (from, to) = (entry.path(), to.join(entry.file_name()));
-        if from.is_dir() {
-            copy(&from, &to);
-        } else {
-            std::fs::copy(from, to).expect("a copy");
-        }
-    }
 }
 
 /// What one measurement comes to, in milliseconds a call: the median, and the tenth percentile, which

@@ -38,6 +38,20 @@ pub(crate) fn place(ask: &Ask) -> tempfile::TempDir {
     tempfile::tempdir_in(&ask.dir).expect("a directory")
 }
 
+/// Copies a closed store to a place where there is nothing.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            std::fs::copy(from, to).expect("a copy");
+        }
+    }
+}
+
 pub(crate) async fn open(directory: &Path) -> Supervisor {
     open_with(directory, |builder| builder).await
 }
