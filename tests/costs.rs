@@ -111,7 +111,7 @@ async fn appends(supervisor: &Supervisor) {
     // A chunk for some eighteen events.
     let keys = 0.08 + cost.passes * KEYS_A_PASS;
     at_most("index keys of an append", cost.index_keys, keys);
-    at_most("allocations of an append", cost.allocations, 48.0);
+    at_most("allocations of an append", cost.allocations, 46.5);
 }
 
 /// What many callers ask of one process at once shares sets, and what many ask of many shares groups.

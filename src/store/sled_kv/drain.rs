@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::super::error::StoreError;
 use super::super::locks::{lock, wait, wait_for};
 use super::events;
@@ -270,9 +268,9 @@ fn write_key(
 fn write_events(slices: &mut Slices<'_>, layer: &Layer) -> Result<(), StoreError> {
     let mut pending = layer.events.iter().peekable();
     let mut written = 0;
-    let mut run: Vec<(u64, Bytes)> = Vec::new();
+    let mut run: Vec<(u64, &[u8])> = Vec::new();
     while let Some(((incarnation, sequence), value)) = pending.next() {
-        run.push((*sequence, value.clone()));
+        run.push((*sequence, value));
         let continues = pending
             .peek()
             .is_some_and(|((next, _), _)| next == incarnation);

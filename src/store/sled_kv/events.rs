@@ -120,7 +120,7 @@ fn decode_inline_chunk(key: &[u8], stored: &[u8]) -> Result<Vec<Bytes>, StoreErr
 pub(super) fn append(
     trees: &Trees,
     incarnation: u64,
-    events: &[(u64, Bytes)],
+    events: &[(u64, &[u8])],
     wrote: &mut Wrote<'_>,
 ) -> Result<u64, StoreError> {
     let mut writer: Option<ChunkWriter> = None;
