@@ -100,6 +100,12 @@ async fn held_on(store: &MemoryStore) -> (Runtime, Notes) {
     (runtime, notes)
 }
 
+async fn end(shared: &Arc<Shared>, id: &str) {
+    let by = CompletionAuthority::Host { by: "ops".into() };
+    let output = ProcessAwaitOutput::success(1);
+    shared.complete_external(id, output, by).await.unwrap();
+}
+
 /// Other hosts may take grants away on the second one.
 fn stores() -> [MemoryStore; 2] {
     [MemoryKv::private(), MemoryKv::shared()]
@@ -147,6 +153,28 @@ async fn g5_what_was_revoked_after_the_look_is_not_listed_and_looked_for_off_the
         assert_eq!(notes.take_here(), 0);
         assert_eq!(listed.len(), HELD - 2);
         assert!(!ids(&listed).contains(&"p-3") && !ids(&listed).contains(&"p-5"));
+        shut(&runtime).await;
+    }
+}
+
+/// With a process every grant on it goes.
+#[tokio::test]
+async fn g5_what_was_pruned_after_the_look_is_not_listed_and_looked_for_off_the_executor() {
+    for store in stores() {
+        let (runtime, notes) = held_on(&store).await;
+        let shared = &runtime.shared;
+        end(shared, "p-3").await;
+        let any = ProcessListFilter::any();
+        let mut listing = pin!(shared.list_granted(scopes(), &any));
+        assert!(polled(&notes, listing.as_mut()).is_pending());
+        let ended = PruneSelector::older_than(u64::MAX);
+        let pruned = shared.prune_where(&ended).await.unwrap();
+        assert_eq!((pruned.pruned_processes, pruned.grants), (1, 1));
+        notes.take();
+        let listed = driven(&notes, listing).unwrap();
+        assert_eq!(notes.take_here(), 0);
+        assert_eq!(listed.len(), HELD - 1);
+        assert!(!ids(&listed).contains(&"p-3"));
         shut(&runtime).await;
     }
 }
