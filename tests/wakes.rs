@@ -186,6 +186,42 @@ async fn what_was_pending_for_a_replaced_target_is_discarded_and_counted() {
     }
 }
 
+/// The wake target is an edge of its own: what takes a grant away leaves it as it is, and what was pending.
+#[tokio::test]
+async fn wakes_go_on_to_their_target_until_they_are_retargeted_whoever_holds_the_process() {
+    let supervisor = Supervisor::in_memory().open().await.unwrap();
+    let processes = supervisor.processes();
+    let (old, new) = (scope("old"), scope("new").with_frame("f"));
+    for id in ["revoked", "transferred"] {
+        started(&processes, id, &old).await;
+        let granted = processes.grant(&old, id, ProcessHandleDescriptor::default());
+        granted.await.unwrap();
+        append(&processes, id, "ping", text("before")).await;
+    }
+    processes.revoke(&old, "revoked").await.unwrap();
+    let moved = ["transferred".to_owned()];
+    processes.transfer(&old, &new, &moved).await.unwrap();
+    for id in ["revoked", "transferred"] {
+        append(&processes, id, "ping", text("after")).await;
+        let seen = processes.get(id).await.unwrap().unwrap();
+        assert_eq!(seen.wake_target.as_ref(), Some(&old), "{id}");
+        assert!(!processes.has_grant(&old, id).await.unwrap(), "{id}");
+    }
+    assert_eq!(
+        woken(&processes, &old).await,
+        ["before", "before", "after", "after"]
+    );
+    assert_eq!(woken(&processes, &new).await, [""; 0]);
+    for (id, target) in [("revoked", None), ("transferred", Some(&new))] {
+        let discarded = processes.retarget_wakes(id, target).await.unwrap();
+        assert_eq!(discarded, 2, "{id}");
+        append(&processes, id, "ping", text("then")).await;
+    }
+    assert_eq!(woken(&processes, &old).await, [""; 0]);
+    assert_eq!(woken(&processes, &new).await, ["then"]);
+    close_clean(&supervisor).await;
+}
+
 /// However many wakes there are, they go in commits of bounded size, and each counts.
 #[tokio::test]
 async fn many_wakes_are_discarded_in_bounded_commits() {

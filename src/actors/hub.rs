@@ -187,6 +187,12 @@ impl Hub {
         if self.changes.receiver_count() > 0 {
             self.note(Note::Changes);
         }
+        self.process_changed(incarnation);
+    }
+
+    /// Tells the watchers of a process, and nobody else. It is shown with its wake target, and that another one
+    /// is set there is no event and no change of the feed.
+    pub(crate) fn process_changed(&self, incarnation: Incarnation) {
         if self.is_watched() && self.bells.contains_key(&Topic::Process(incarnation)) {
             self.note(Note::Process(incarnation));
         }

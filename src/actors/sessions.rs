@@ -12,7 +12,7 @@ use super::registry::taken_away;
 use super::runtime::Shared;
 use crate::model::limits::LIST_PAGE_MAX;
 use crate::model::{
-    Error, ProcessWake, Result, RevokedGrant, SessionDeleteReport, SessionScope, ids,
+    Error, Incarnation, ProcessWake, Result, RevokedGrant, SessionDeleteReport, SessionScope, ids,
 };
 use crate::store::error::StoreError;
 use crate::store::keys::Row;
@@ -395,9 +395,9 @@ impl Shared {
     }
 
     /// Commits changes of edges. What is taken away is gone for its readers before the caller is
-    /// answered (G5); these scopes, and those that the commit found to be concerned, hear of it, also
-    /// where the caller has gone away. Each commit has its own share of what may be in flight, for as
-    /// long as it is.
+    /// answered (G5); these scopes, those that the commit found to be concerned, and whoever watches a
+    /// process whose wakes go elsewhere by it, hear of it, also where the caller has gone away. Each commit
+    /// has its own share of what may be in flight, for as long as it is.
     async fn commit_edges(
         &self,
         changes: Vec<Change>,
@@ -407,11 +407,13 @@ impl Shared {
         let (answer, answered) = oneshot::channel();
         let hub = Arc::clone(&self.hub);
         let taken = taken_away(&changes);
+        let retargeted = retargeted(&changes);
         self.store.commit(
             WriteSet::new(Vec::new(), changes),
             Box::new(move |result| {
                 if !matches!(result, Err(CommitError::Refused(_))) {
                     taken.iter().for_each(|grant| hub.revoked(grant));
+                    retargeted.iter().for_each(|it| hub.process_changed(*it));
                 }
                 let left = result.iter().flat_map(|receipt| &receipt.left);
                 for scope in scopes.iter().chain(left) {
@@ -426,6 +428,18 @@ impl Shared {
             .await
             .unwrap_or(Err(CommitError::Unknown(StoreError::Closed))))
     }
+}
+
+/// The processes whose wakes changes send elsewhere.
+fn retargeted(changes: &[Change]) -> Vec<Incarnation> {
+    let retargeted = changes.iter().filter_map(|change| {
+        let (Change::RetargetWakes { row, .. } | Change::DropWakeTarget { row, .. }) = change
+        else {
+            return None;
+        };
+        Some(row.incarnation)
+    });
+    retargeted.collect()
 }
 
 /// The running ones of these, and which of them nobody holds and somebody holds.

@@ -365,12 +365,15 @@ impl Doubtful {
 }
 
 /// What the grant says by which these scopes of one session hold a process: a frame's own goes before its
-/// session's.
+/// session's. What was pruned nobody holds, though a grant may be left of it for a while.
 fn grant_of(
     view: &View,
     scopes: &[SessionScope],
     row: Row,
 ) -> Result<Option<ProcessHandleDescriptor>> {
+    if view.front(row)?.is_none() {
+        return Ok(None);
+    }
     for scope in scopes.iter().rev() {
         if let Some(descriptor) = view.grant(scope, row)? {
             return Ok(Some(descriptor));

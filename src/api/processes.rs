@@ -216,6 +216,9 @@ impl Processes {
     /// Moves grants from one scope to another, all or none. A receiver that holds a grant already
     /// keeps its own descriptor. Durable when it returns; open subscriptions of the source end.
     ///
+    /// Grants alone: wakes go on to the scope that they went to, also if that is the source. To send them
+    /// after the grants, call [`Processes::retarget_wakes`] as well.
+    ///
     /// # Errors
     /// `NotGranted` with the ids that the source does not hold; `InvalidInput` for more than 1,000.
     pub async fn transfer(
@@ -286,7 +289,10 @@ impl Processes {
     }
 
     /// Takes a scope's grant away, if it has one. After it has returned nothing more reaches the
-    /// scope, open subscriptions included.
+    /// scope by it, open subscriptions included.
+    ///
+    /// Whom a process wakes is no grant: a scope that is its wake target still gets its wakes, with their
+    /// texts, until [`Processes::retarget_wakes`] sends them elsewhere. Call that as well.
     ///
     /// # Errors
     /// `UnknownProcess`, `NoLongerRetained`, `InvalidInput`.

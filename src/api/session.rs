@@ -384,7 +384,8 @@ impl SessionProcessAdmin {
             .await
     }
 
-    /// Gives grants of this session to another scope, all or none.
+    /// Gives grants of this session to another scope, all or none. Wakes go on to the scope that they went
+    /// to, as with [`Processes::transfer`](super::Processes::transfer).
     ///
     /// # Errors
     /// `UnknownProcess` for the first id that the session does not hold; `InvalidInput`.

@@ -26,7 +26,9 @@ impl Processes {
         self.shared.delete_session(session_id).await
     }
 
-    /// Pending wakes of exactly this scope, oldest first, at most 1,000.
+    /// Pending wakes of exactly this scope, oldest first, at most 1,000: of the processes whose wake target
+    /// it is, and of events that named it, whether it holds a grant on them or not. A revocation or a
+    /// transfer takes away none of them, nor later ones: see [`Processes::retarget_wakes`].
     ///
     /// # Errors
     /// `InvalidInput`.
@@ -84,7 +86,7 @@ impl Processes {
     }
 
     /// Sends the wakes of a process to another scope from now on, or to nobody. What was pending
-    /// for the old target is discarded; says how many those were.
+    /// for the old target is discarded; says how many those were. Neither scope needs a grant.
     ///
     /// Where very many were pending they go in several commits, before the target changes. After an
     /// error in the middle call it again: it counts what it discards itself, and what the one that

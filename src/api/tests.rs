@@ -1,4 +1,6 @@
-//! What a host is told when its store fails.
+//! What a host is told when its store fails, and what a session is told by a grant that goes.
+
+mod held;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;

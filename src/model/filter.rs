@@ -84,7 +84,8 @@ pub struct ProcessListFilter {
     /// Whether their engine waits for a signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<bool>,
-    /// Who created them: see [`ProcessOriginator::scope_id`](super::ProcessOriginator::scope_id).
+    /// Who created them: see [`ProcessOriginator::scope_id`](super::ProcessOriginator::scope_id). A host
+    /// without a name is in no index: a list of what it created goes through all that the status selects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub originator_scope_id: Option<String>,
     /// Their kind.

@@ -29,11 +29,17 @@ fn originator_index(filter: &ProcessListFilter) -> Option<Index> {
     index_of_originator(&ProcessOriginator::parse_scope_id(named)?)
 }
 
-/// Whether a list that is about everything goes through everything: its filter names nothing that there
-/// is a narrower index for.
+/// Whether a list that is about everything goes through much more than it shows: its filter names nothing
+/// that there is a narrower index for, and is not just about what runs, all of it or what was created
+/// within a range, of which there is nothing to pass over.
 pub(crate) fn goes_through_all(filter: &ProcessListFilter) -> bool {
     let narrower = filter.parent.is_some() || originator_index(filter).is_some();
-    !narrower && filter.status != StatusFilter::Running
+    let what_runs = ProcessListFilter {
+        created_at_start_ms: filter.created_at_start_ms,
+        created_at_end_ms: filter.created_at_end_ms,
+        ..ProcessListFilter::default()
+    };
+    !narrower && *filter != what_runs
 }
 
 /// Why a list could not be made.

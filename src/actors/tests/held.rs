@@ -7,6 +7,8 @@ use super::*;
 use crate::actors::work::Whose;
 use crate::store::memory_kv::MemoryStore;
 use crate::store::noted::{Noted, Notes};
+use crate::store::resolve::prune::KEYS_MAX;
+use crate::store::write_set::{Change, WriteSet};
 
 /// What a session holds here.
 const HELD: usize = 20;
@@ -100,6 +102,12 @@ async fn held_on(store: &MemoryStore) -> (Runtime, Notes) {
     (runtime, notes)
 }
 
+async fn end(shared: &Arc<Shared>, id: &str) {
+    let by = CompletionAuthority::Host { by: "ops".into() };
+    let output = ProcessAwaitOutput::success(1);
+    shared.complete_external(id, output, by).await.unwrap();
+}
+
 /// Other hosts may take grants away on the second one.
 fn stores() -> [MemoryStore; 2] {
     [MemoryKv::private(), MemoryKv::shared()]
@@ -147,6 +155,61 @@ async fn g5_what_was_revoked_after_the_look_is_not_listed_and_looked_for_off_the
         assert_eq!(notes.take_here(), 0);
         assert_eq!(listed.len(), HELD - 2);
         assert!(!ids(&listed).contains(&"p-3") && !ids(&listed).contains(&"p-5"));
+        shut(&runtime).await;
+    }
+}
+
+/// With a process every grant on it goes.
+#[tokio::test]
+async fn g5_what_was_pruned_after_the_look_is_not_listed_and_looked_for_off_the_executor() {
+    for store in stores() {
+        let (runtime, notes) = held_on(&store).await;
+        let shared = &runtime.shared;
+        end(shared, "p-3").await;
+        let any = ProcessListFilter::any();
+        let mut listing = pin!(shared.list_granted(scopes(), &any));
+        assert!(polled(&notes, listing.as_mut()).is_pending());
+        let ended = PruneSelector::older_than(u64::MAX);
+        let pruned = shared.prune_where(&ended).await.unwrap();
+        assert_eq!((pruned.pruned_processes, pruned.grants), (1, 1));
+        notes.take();
+        let listed = driven(&notes, listing).unwrap();
+        assert_eq!(notes.take_here(), 0);
+        assert_eq!(listed.len(), HELD - 1);
+        assert!(!ids(&listed).contains(&"p-3"));
+        shut(&runtime).await;
+    }
+}
+
+/// Nor does what a prune has not erased yet of its grants hold a process.
+#[tokio::test]
+async fn g5_what_is_left_of_a_grant_on_what_was_pruned_shows_nothing() {
+    for store in stores() {
+        let (runtime, notes) = held_on(&store).await;
+        let shared = &runtime.shared;
+        for n in 0..KEYS_MAX {
+            // Erased before the session's own.
+            let other = SessionScope::new("a").with_frame(format!("f-{n}"));
+            shared.grant(&other, "p-3", label("x")).await.unwrap();
+        }
+        end(shared, "p-3").await;
+        let any = ProcessListFilter::any();
+        let mut listing = pin!(shared.list_granted(scopes(), &any));
+        assert!(polled(&notes, listing.as_mut()).is_pending());
+        // A prune that got no further than its first commit.
+        let row = shared.row_of(&shared.view().unwrap(), "p-3").unwrap();
+        let prune = Change::Prune {
+            row,
+            id: "p-3".into(),
+            at_ms: shared.now_ms(),
+        };
+        let begun = shared.store.commit_wait(WriteSet::new(vec![], vec![prune]));
+        assert_eq!(begun.await.unwrap().pruned.grants, KEYS_MAX as u64);
+        let left = shared.view().unwrap().grant(&root(), row).unwrap();
+        assert_eq!(left, Some(label("root's")));
+        let listed = driven(&notes, listing).unwrap();
+        assert_eq!(listed.len(), HELD - 1);
+        assert!(!ids(&listed).contains(&"p-3"));
         shut(&runtime).await;
     }
 }

@@ -123,9 +123,20 @@ async fn a_list_through_the_whole_store_goes_to_a_thread_of_its_own_and_a_page_w
         ..ProcessListFilter::default()
     };
     let (any, running) = (ProcessListFilter::any(), ProcessListFilter::default());
+    let early = ProcessListFilter {
+        created_at_end_ms: Some(u64::MAX),
+        ..ProcessListFilter::default()
+    };
+    // How much it passes over depends on what runs.
+    let some = ProcessListFilter {
+        waiting: Some(false),
+        ..ProcessListFilter::default()
+    };
     for (of, filter, shown, read) in [
         (ListScope::All, &any, 3, (true, false)),
         (ListScope::All, &running, 3, (false, true)),
+        (ListScope::All, &early, 3, (false, true)),
+        (ListScope::All, &some, 3, (true, false)),
         (ListScope::All, &by_scope, 0, (false, false)),
         (ListScope::GrantedTo(scope), &any, 1, (false, true)),
     ] {

@@ -51,7 +51,7 @@ fn listening(shared: &Shared, incarnation: Incarnation) -> Vec<(&'static str, Wa
 }
 
 impl Ground {
-    /// Does something that commits once, of which these are told and nobody else.
+    /// Does something that commits, one thing after the other, of which these are told and nobody else.
     async fn tells<T: Send + 'static>(
         &self,
         expected: &[&str],
@@ -138,9 +138,16 @@ async fn e7_the_committer_wakes_nobody_who_listens() {
         .tells(&["s", "t", "session", "grant"], p, moving)
         .await;
 
+    // Whoever watches the process is shown whom it wakes.
+    let on = Arc::clone(&shared);
+    let retargeting = async move { on.retarget_wakes("p", Some(&scope("t"))).await };
+    ground
+        .tells(&["s", "t", "session", "process"], p, retargeting)
+        .await;
+
     let on = Arc::clone(&shared);
     let deleting = async move { on.delete_session("t").await };
-    ground.tells(&["t"], p, deleting).await;
+    ground.tells(&["t", "process"], p, deleting).await;
 
     let abandon = HostCommand::Abandon {
         requested_by: "test".into(),
