@@ -318,7 +318,10 @@ fn what_is_written_into_the_index_is_synced_on_the_way() {
         kv.drain().unwrap();
         let found = syncs.load(Ordering::SeqCst) - before;
         // Two of them end the pass. No more than there have to be: each costs what a commit's costs.
-        assert!((expected..=2 * expected).contains(&found), "{what}: {found}");
+        assert!(
+            (expected..=2 * expected).contains(&found),
+            "{what}: {found}"
+        );
     };
     let large = vec![7; 1 << 20];
     let log = |bytes: usize| (1..=128).map(move |at| append(1, at, vec![7; bytes]));
