@@ -57,7 +57,7 @@ pub(crate) const EMIT_ROOM: usize = 256;
 /// How long an actor with nothing to do is kept.
 pub(crate) const PASSIVATE_AFTER: Duration = Duration::from_secs(5);
 /// Actors that are told at once what many are told, and how long others have their turn after that.
-pub(crate) const TOLD_AT_ONCE: usize = 64;
+pub(crate) const TOLD_AT_ONCE: usize = 16;
 pub(crate) const TOLD_EVERY: Duration = Duration::from_millis(2);
 /// Rows that the reaper looks at before it lets others go on.
 pub(crate) const SWEEP_PAGE: usize = 256;
