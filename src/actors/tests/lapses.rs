@@ -85,7 +85,8 @@ async fn a_cancel_of_what_was_lost_to_a_lapse_has_its_engine_look_first() {
     shut(&ground.runtime).await;
 }
 
-/// L5, A1: the commit that says so may be refused, because its owner has renewed.
+/// L5, A1: the commit that says so may be refused, because its owner has renewed: `Condition::LeaseFree`
+/// in `Settling::take_over`.
 #[tokio::test]
 async fn l5_nothing_is_ended_of_who_has_lapsed_before_its_loss_is_durable() {
     for disposition in [
