@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::actors::runtime::Shared;
+use crate::engines::ProcessEngine;
 use crate::model::record::{ProcessState, Registration};
 use crate::model::{
     FencingToken, Incarnation, ProcessEvent, ProcessOwner, ProcessRecord, RecoveryDisposition,
@@ -113,69 +114,116 @@ impl SlowEngines {
     }
 }
 
+/// Whether the engine of a process is to look for what its last attempt left behind.
+pub(super) enum Turn<'a> {
+    /// It is its turn to look.
+    Look(Look<'a>),
+    /// Nobody has to, or nobody can.
+    Known(Option<Vec<Survivor>>),
+    /// Not this time: its engine has its hands full.
+    Later,
+}
+
+/// The turn of an engine to look for what one attempt left behind.
+pub(super) struct Look<'a> {
+    shared: &'a Shared,
+    engine: Arc<dyn ProcessEngine>,
+    slow: &'a SlowEngines,
+    _one: SemaphorePermit<'a>,
+}
+
 /// What came of looking.
 pub(super) enum Looked {
     /// This was found alive, which may be nothing; `None` where nobody could look.
     Found(Option<Vec<Survivor>>),
-    /// Not this time: nobody could look, or its engine has its hands full.
+    /// Not this time: its engine could not look.
     Later,
 }
 
-/// Has the engine end what the last attempt of a process left behind.
-pub(super) async fn end_survivors(
-    shared: &Arc<Shared>,
-    registration: &Registration,
-    state: &ProcessState,
-    slow: &SlowEngines,
-) -> Looked {
-    if registration.disposition == RecoveryDisposition::ExternallyOwned {
-        return Looked::Found(None);
-    }
-    if state.attempt == 0 {
-        return Looked::Found(Some(Vec::new()));
-    }
-    let Some(engine) = shared.engine_of(registration) else {
-        return Looked::Found(None);
-    };
-    let record = ProcessRecord::assemble(registration, state);
-    let event = match engine.survivor_key(&record) {
-        Some(key) => find_event(shared, registration, &key),
-        None => Ok(None),
-    };
-    let event = match event {
-        Ok(Some(event)) => event,
-        Ok(None) => return Looked::Found(Some(Vec::new())),
-        Err(error) => {
-            warn!(process = %record.id, %error, "survivors cannot be looked for");
-            return shared.looks.failed(record.incarnation);
+impl<'a> Turn<'a> {
+    /// Waits for the turn of a process, if it needs one. Nothing is touched before it has come.
+    pub(super) async fn of(
+        shared: &'a Shared,
+        registration: &Registration,
+        state: &ProcessState,
+        slow: &'a SlowEngines,
+    ) -> Self {
+        if registration.disposition == RecoveryDisposition::ExternallyOwned {
+            return Self::Known(None);
         }
-    };
-    let Ok(_one) = shared.looks.at_once.acquire().await else {
-        return Looked::Later;
-    };
-    if slow.has(engine.kind()) {
-        return match shared.looks.is_given_up(engine.kind()) {
-            true => Looked::Found(None),
-            false => Looked::Later,
+        if state.attempt == 0 {
+            return Self::Known(Some(Vec::new()));
+        }
+        let Some(engine) = shared.engine_of(registration) else {
+            return Self::Known(None);
         };
+        let record = ProcessRecord::assemble(registration, state);
+        if engine.survivor_key(&record).is_none() {
+            return Self::Known(Some(Vec::new()));
+        }
+        let looks = &shared.looks;
+        let Ok(one) = looks.at_once.acquire().await else {
+            return Self::Later;
+        };
+        if slow.has(engine.kind()) {
+            return match looks.is_given_up(engine.kind()) {
+                true => Self::Known(None),
+                false => Self::Later,
+            };
+        }
+        Self::Look(Look {
+            shared,
+            engine,
+            slow,
+            _one: one,
+        })
     }
-    // In a task of its own, so that a panic in it is no more than no answer; it ends with this one.
-    let kind = engine.kind().to_owned();
-    let mut look = JoinSet::new();
-    look.spawn(async move { engine.end_survivors(&event).await });
-    match tokio::time::timeout(LOOK_MAX, look.join_next()).await {
-        Ok(Some(Ok(found))) => {
-            shared.looks.unanswered.remove(&kind);
-            Looked::Found(Some(found))
+
+    /// Takes it.
+    pub(super) async fn look(self, registration: &Registration, state: &ProcessState) -> Looked {
+        match self {
+            Self::Look(look) => look.end_survivors(registration, state).await,
+            Self::Known(survivors) => Looked::Found(survivors),
+            Self::Later => Looked::Later,
         }
-        Ok(Some(Err(error))) => {
-            warn!(process = %record.id, %error, "its engine could not look for survivors");
-            shared.looks.failed(record.incarnation)
-        }
-        Ok(None) | Err(_) => {
-            slow.add(&kind, &shared.looks);
-            warn!(process = %record.id, engine = %kind, "its engine looks for survivors too long");
-            shared.looks.failed(record.incarnation)
+    }
+}
+
+impl Look<'_> {
+    /// Has the engine end what the last attempt of a process left behind.
+    async fn end_survivors(self, registration: &Registration, state: &ProcessState) -> Looked {
+        let (looks, engine) = (&self.shared.looks, Arc::clone(&self.engine));
+        let record = ProcessRecord::assemble(registration, state);
+        let event = match engine.survivor_key(&record) {
+            Some(key) => find_event(self.shared, registration, &key),
+            None => Ok(None),
+        };
+        let event = match event {
+            Ok(Some(event)) => event,
+            Ok(None) => return Looked::Found(Some(Vec::new())),
+            Err(error) => {
+                warn!(process = %record.id, %error, "survivors cannot be looked for");
+                return looks.failed(record.incarnation);
+            }
+        };
+        // In a task of its own, so that a panic in it is no more than no answer; it ends with this one.
+        let kind = engine.kind().to_owned();
+        let mut look = JoinSet::new();
+        look.spawn(async move { engine.end_survivors(&event).await });
+        match tokio::time::timeout(LOOK_MAX, look.join_next()).await {
+            Ok(Some(Ok(found))) => {
+                looks.unanswered.remove(&kind);
+                Looked::Found(Some(found))
+            }
+            Ok(Some(Err(error))) => {
+                warn!(process = %record.id, %error, "its engine could not look for survivors");
+                looks.failed(record.incarnation)
+            }
+            Ok(None) | Err(_) => {
+                self.slow.add(&kind, looks);
+                warn!(process = %record.id, engine = %kind, "its engine looks for survivors too long");
+                looks.failed(record.incarnation)
+            }
         }
     }
 }

@@ -206,3 +206,34 @@ async fn taken_over_and_not_settled(renamed: bool) {
     drop(one);
     shut(&ground.runtime).await;
 }
+
+/// Eight are looked for at once. The others have to wait, and their host may yet come back.
+#[tokio::test]
+async fn what_an_engine_that_does_not_answer_gets_no_turn_for_is_taken_from_nobody() {
+    let said = Said::default();
+    let leaves = Leaves {
+        silent: AtomicU32::new(u32::MAX),
+        ..Leaves::on("two", &said)
+    };
+    let ground = Ground::with_engine(0, leaves).await;
+    let shared = &ground.shared;
+    shared.recover_now().await.unwrap();
+    let one = ground.another(12, Leaves::on("one", &said)).await;
+    let ids: Vec<String> = (0..12).map(|n| format!("p{n}")).collect();
+    for id in &ids {
+        start(&one.shared, id, RecoveryDisposition::Rerunnable).await;
+    }
+    let rows: Vec<_> = ids.iter().map(|id| ground.row(id)).collect();
+    let spoke = |row| ground.loaded(row).state.last_sequence == 2;
+    until(|| rows.iter().all(|row| spoke(*row))).await;
+    let lapsed = one.shared.owner().unwrap().number;
+    ground.expires(lapsed, 0).await;
+    let report = shared.recover_now().await.unwrap();
+    assert_eq!((report.examined, report.unsettled), (12, 12), "{report:?}");
+    let looks = said.lock().unwrap().len() - 12;
+    let owner = |row| ground.loaded(row).edges.lease.unwrap().owner;
+    let left = rows.iter().filter(|row| owner(**row) == lapsed).count();
+    assert_eq!((looks, left), (8, 4));
+    drop(one);
+    shut(&ground.runtime).await;
+}
