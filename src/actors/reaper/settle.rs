@@ -170,8 +170,20 @@ impl Settling<'_> {
         let (Some(lapsed), Some(own)) = (self.lease, self.shared.owner()) else {
             return Ok(false);
         };
-        let (from, token) = (self.lost_owner()?, self.shared.store.next_token()?);
+        let Some(from) = self.lost_owner()? else {
+            return Ok(false);
+        };
         let row = self.row;
+        let lease = Lease {
+            owner: own.number,
+            token: self.shared.store.next_token()?,
+        };
+        let (incarnation, looks) = (row.incarnation, &self.shared.looks);
+        looks.taking(incarnation, lease, from.clone());
+        if !own.is_trusted(self.shared.monotonic()) {
+            looks.not_taken(incarnation, lease.token);
+            return Ok(false);
+        }
         let conditions = vec![
             Condition::Token {
                 row,
@@ -180,27 +192,22 @@ impl Settling<'_> {
             Condition::LeaseFree { row },
             Condition::OwnerLive { owner: own.number },
         ];
-        let taking = writes::take(row, loaded.state.last_sequence, own.number, token);
+        let taking = writes::take(row, loaded.state.last_sequence, own.number, lease.token);
         let set = WriteSet::new(conditions, vec![taking]);
         let sent = self.send(&loaded.registration, set).await;
         match sent.unwrap_or(Err(CommitError::Unknown(StoreError::Closed))) {
             Ok(_) => {
-                self.lease = Some(Lease {
-                    owner: own.number,
-                    token,
-                });
-                self.orphaned = Some(token);
-                if let Some(from) = &from {
-                    let looks = &self.shared.looks;
-                    looks.took(row.incarnation, token, from.clone());
-                }
-                self.taken_from = from;
+                self.lease = Some(lease);
+                self.orphaned = Some(lease.token);
+                self.taken_from = Some(from);
                 Ok(true)
             }
             Err(CommitError::Refused(refusal)) => {
+                looks.not_taken(incarnation, lease.token);
                 info!(process = %loaded.registration.id, ?refusal, "recovery was overtaken");
                 Ok(false)
             }
+            // It may have been taken: whoever looks next knows it by its token.
             Err(error) => Err(commit_error(&loaded.registration.id, error)),
         }
     }

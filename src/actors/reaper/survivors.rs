@@ -11,10 +11,11 @@ use tracing::warn;
 
 use crate::actors::runtime::Shared;
 use crate::engines::ProcessEngine;
+use crate::model::lease::Lease;
 use crate::model::record::{ProcessState, Registration};
 use crate::model::{
-    FencingToken, Incarnation, ProcessEvent, ProcessOwner, ProcessRecord, RecoveryDisposition,
-    Result, Survivor,
+    FencingToken, Incarnation, OwnerNumber, ProcessEvent, ProcessOwner, ProcessRecord,
+    RecoveryDisposition, Result, Survivor,
 };
 
 /// How long an engine may take to look. The command engine takes at most some two seconds.
@@ -34,9 +35,17 @@ pub(crate) struct Looks {
     failed: DashMap<Incarnation, u32>,
     /// By engine kind: sweeps one after the other in which it did not answer.
     unanswered: DashMap<String, u32>,
-    /// What was taken over from an owner that had lapsed and is not settled yet: under which token, and
-    /// from whom.
-    taken: DashMap<Incarnation, (FencingToken, ProcessOwner)>,
+    /// What was taken over from an owner that had lapsed and is not settled yet.
+    taken: DashMap<Incarnation, Taken>,
+}
+
+/// How a lease was taken over.
+#[derive(Debug)]
+struct Taken {
+    /// As which incarnation of this runtime.
+    owner: OwnerNumber,
+    token: FencingToken,
+    from: ProcessOwner,
 }
 
 impl Default for Looks {
@@ -68,20 +77,39 @@ impl Looks {
             .is_some_and(|sweeps| *sweeps > LATER_MAX)
     }
 
-    pub(super) fn took(&self, incarnation: Incarnation, token: FencingToken, from: ProcessOwner) {
-        self.taken.insert(incarnation, (token, from));
+    /// A lease is about to be taken over. Said before that is sent, and before it is looked at whether
+    /// the incarnation is lost: whoever says that it is gone looks here after it was. One of the two sees
+    /// the other.
+    pub(super) fn taking(&self, incarnation: Incarnation, lease: Lease, from: ProcessOwner) {
+        let Lease { owner, token } = lease;
+        self.taken.insert(incarnation, Taken { owner, token, from });
     }
 
-    /// From whom the lease of this token was taken, if it was; of another token nothing is known any
-    /// more.
+    /// It was not taken.
+    pub(super) fn not_taken(&self, incarnation: Incarnation, token: FencingToken) {
+        let is_it = |_: &Incarnation, taken: &Taken| taken.token == token;
+        self.taken.remove_if(&incarnation, is_it);
+    }
+
+    /// From whom the lease of this token was taken, if it was.
     pub(super) fn taken_from(
         &self,
         incarnation: Incarnation,
         token: FencingToken,
     ) -> Option<ProcessOwner> {
-        self.taken
-            .remove_if(&incarnation, |_, (known, _)| *known != token);
-        self.taken.get(&incarnation).map(|taken| taken.1.clone())
+        self.still_taken(incarnation, Some(token));
+        self.taken.get(&incarnation).map(|taken| taken.from.clone())
+    }
+
+    /// The lease of a process is of this token, if there is one: of another nothing is known any more.
+    pub(super) fn still_taken(&self, incarnation: Incarnation, token: Option<FencingToken>) {
+        let is_another = |_: &Incarnation, taken: &Taken| Some(taken.token) != token;
+        self.taken.remove_if(&incarnation, is_another);
+    }
+
+    /// Whether something was taken over as this incarnation that is not settled yet.
+    pub(in crate::actors) fn holds_as(&self, owner: OwnerNumber) -> bool {
+        self.taken.iter().any(|taken| taken.owner == owner)
     }
 
     /// The process is settled, or somebody else came first: then what was taken over may still be ours.

@@ -333,6 +333,8 @@ impl Shared {
         if summary.facts.terminal.is_some() {
             self.looks.forget(row.incarnation, false);
         }
+        let token = summary.edges.lease.map(|lease| lease.token);
+        self.looks.still_taken(row.incarnation, token);
         let limited = summary.head.timeout.is_some();
         // A child may have to be asked to cancel although nothing is noted of it.
         let alone = summary.head.provenance.parent.is_none();

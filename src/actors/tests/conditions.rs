@@ -18,7 +18,7 @@ use crate::store::read::{IdEntry, LoadedProcess};
 use crate::store::write_set::{Change, LeaseWrite, WriteSet};
 use crate::store::writes;
 
-const TTL: Duration = Duration::from_secs(3_600);
+pub(super) const TTL: Duration = Duration::from_secs(3_600);
 
 /// A runtime whose commits the test holds, and a second way into its store. No timer of the runtime
 /// goes off while a test runs.
