@@ -107,6 +107,12 @@ impl Looks {
         self.taken.remove_if(&incarnation, is_another);
     }
 
+    /// The processes of which something is noted.
+    pub(in crate::actors) fn known(&self) -> impl Iterator<Item = Incarnation> + '_ {
+        let failed = self.failed.iter().map(|failed| *failed.key());
+        failed.chain(self.taken.iter().map(|taken| *taken.key()))
+    }
+
     /// Whether something was taken over as this incarnation that is not settled yet.
     pub(in crate::actors) fn holds_as(&self, owner: OwnerNumber) -> bool {
         self.taken.iter().any(|taken| taken.owner == owner)

@@ -72,7 +72,7 @@ pub(super) struct Sweep<'a> {
     report: RecoveryReport,
     /// Owners that a lease still names.
     named: HashSet<OwnerNumber>,
-    /// Processes with a time limit that were known when it began, and were not met yet.
+    /// Processes of which something was noted when it began, and which were not met yet.
     ended: HashSet<Incarnation>,
     damaged: bool,
     slow: SlowEngines,
@@ -87,7 +87,7 @@ impl<'a> Sweep<'a> {
             shared,
             report: RecoveryReport::default(),
             named: HashSet::new(),
-            ended: shared.timed(),
+            ended: shared.timed().chain(shared.looks.known()).collect(),
             damaged: false,
             slow: SlowEngines::default(),
             running: JoinSet::new(),
@@ -146,6 +146,10 @@ impl<'a> Sweep<'a> {
         while self.one_done().await {}
         self.shared.attention.keep_elsewhere(&elsewhere);
         self.shared.forget_timed(&self.ended);
+        for incarnation in &self.ended {
+            // Ended by another host, or pruned.
+            self.shared.looks.forget(*incarnation, false);
+        }
         if !self.damaged {
             self.forget_owners(dead).await;
         }
@@ -299,6 +303,10 @@ impl Shared {
                 Err(error) => {
                     page.damaged = true;
                     page.again.push(row);
+                    if matches!(error, Error::Corrupted { .. }) {
+                        // Nobody settles it, here or elsewhere.
+                        self.looks.forget(row.incarnation, false);
+                    }
                     let id = format!("incarnation {}", row.incarnation);
                     warn!(process = %id, %error, "cannot be read, and is not recovered");
                     page.found.push(Examined::Done(id, RecoveryStep::Unsettled));

@@ -2,12 +2,15 @@
 
 use std::sync::atomic::AtomicU32;
 
+use bytes::Bytes;
+
 use super::conditions::{Ground, TTL};
 use super::*;
 use crate::actors::reaper::RecoveryStep;
 use crate::model::lease::Lease;
-use crate::store::keys::Row;
+use crate::store::keys::{self, Row};
 use crate::store::read::LoadedProcess;
+use crate::store::write_set::Change;
 
 /// What was begun and looked for, by which host, in this order.
 type Said = Arc<Mutex<Vec<String>>>;
@@ -273,20 +276,51 @@ async fn l5_what_was_taken_over_is_no_more_than_lapsed_after_a_shutdown() {
     shut(&three).await;
 }
 
-/// What another host took over in its turn keeps no incarnation from being said to be gone.
+/// What another host took over in its turn, or nobody can read any more, keeps no incarnation from being
+/// said to be gone.
 #[tokio::test]
 async fn what_was_taken_over_and_is_not_settled_here_any_more_is_forgotten() {
+    for damaged in [false, true] {
+        let said = Said::default();
+        let taken = taken_over(&said).await;
+        let (ground, row, owner) = (taken.ground, taken.row, taken.lease.owner);
+        let shared = &ground.shared;
+        if damaged {
+            let damage = Change::RecordEffect {
+                key: keys::head(row),
+                value: Bytes::from_static(b"no head"),
+            };
+            ground.commit(damage).await;
+        } else {
+            let host = ground.host(true).await;
+            let token = ground.other.next_token().unwrap();
+            ground.give(row, host, token).await;
+        }
+        assert!(shared.looks.holds_as(owner));
+        shared.recover_now().await.unwrap();
+        assert!(!shared.looks.holds_as(owner));
+        drop(taken.one);
+        shut(&ground.runtime).await;
+    }
+}
+
+/// On a store that several hosts share, a walk looks at nothing that has ended.
+#[tokio::test]
+async fn what_was_taken_over_and_has_ended_elsewhere_is_forgotten_by_the_next_walk() {
     let said = Said::default();
     let taken = taken_over(&said).await;
-    let (ground, row, owner) = (taken.ground, taken.row, taken.lease.owner);
-    let shared = &ground.shared;
-    let host = ground.host(true).await;
-    let token = ground.other.next_token().unwrap();
-    ground.give(row, host, token).await;
-    assert!(shared.looks.holds_as(owner));
-    shared.recover_now().await.unwrap();
-    assert!(!shared.looks.holds_as(owner));
+    let ground = taken.ground;
+    let looks = &ground.shared.looks;
+    // How often nobody could look, and from whom it was taken.
+    let known: Vec<_> = looks.known().collect();
+    assert_eq!(known, [taken.row.incarnation; 2]);
+    ground.expires(taken.lease.owner, 0).await;
+    let three = ground.another(0, Leaves::on("three", &said)).await;
+    within(three.shared.await_output("p")).await.unwrap();
+    ground.shared.recover_now().await.unwrap();
+    assert_eq!(looks.known().count(), 0);
     drop(taken.one);
+    shut(&three).await;
     shut(&ground.runtime).await;
 }
 
