@@ -168,7 +168,7 @@ pub(super) struct Look<'a> {
 
 /// What came of looking.
 pub(super) enum Looked {
-    /// This was found alive, which may be nothing; `None` where nobody could look.
+    /// This was found alive, which may be nothing; `None` where nobody can know.
     Found(Option<Vec<Survivor>>),
     /// Not this time: its engine could not look.
     Later,
@@ -230,11 +230,12 @@ impl Look<'_> {
         let record = ProcessRecord::assemble(registration, state);
         let event = match engine.survivor_key(&record) {
             Some(key) => find_event(self.shared, registration, &key),
-            None => Ok(None),
+            None => return Looked::Found(Some(Vec::new())),
         };
         let event = match event {
             Ok(Some(event)) => event,
-            Ok(None) => return Looked::Found(Some(Vec::new())),
+            // Its owner may have gone between what there is to be found and the event that says so.
+            Ok(None) => return Looked::Found(None),
             Err(error) => {
                 warn!(process = %record.id, %error, "survivors cannot be looked for");
                 return looks.failed(record.incarnation);
