@@ -64,5 +64,7 @@ pub(crate) const SWEEP_PAGE: usize = 256;
 /// Events that an actor takes note of at once that others wrote, and their bytes.
 pub(crate) const NOTED_AT_ONCE: usize = 256;
 pub(crate) const NOTED_BYTES: usize = 64 << 10;
+/// How long it waits before it reads them again where it could not; longer where it cannot for long.
+pub(crate) const NOTED_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How often a command starts over because somebody else wrote first.
 pub(crate) const RETRIES_MAX: u32 = 16;

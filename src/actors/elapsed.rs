@@ -220,10 +220,10 @@ impl Shared {
     }
 
     /// The processes of which it is noted since when they have been started, or until when they pause.
-    pub(super) fn timed(&self) -> HashSet<Incarnation> {
+    pub(super) fn timed(&self) -> impl Iterator<Item = Incarnation> + '_ {
         let started = self.elapsed.marks.iter().map(|mark| *mark.key());
         let pausing = self.elapsed.pauses.iter().map(|pause| *pause.key());
-        started.chain(pausing).collect()
+        started.chain(pausing)
     }
 
     /// Forgets those that have ended.

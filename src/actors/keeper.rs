@@ -389,7 +389,8 @@ fn retired(shared: &Shared, handle: &OwnerHandle) -> WriteSet {
 }
 
 /// Gives up every incarnation that is left at a graceful shutdown: nothing of theirs runs any more.
-/// Where code that never yields still does, saying that they are gone would be no proof.
+/// Where code that never yields still does, saying that they are gone would be no proof; where they took
+/// something over that is not settled, it would be one of more than is known. Those are left to lapse.
 pub(super) async fn retire_at_shutdown(shared: &Shared) {
     if let Some(owner) = shared.owner() {
         shared.lose_owner(&owner);

@@ -95,10 +95,14 @@ impl Shared {
         self.retiring().push(owner);
     }
 
-    /// Takes those lost incarnations that nothing runs of any more.
+    /// Takes those lost incarnations that nothing runs of any more. Not one as which something was taken
+    /// over from an owner that had lapsed, and is not settled yet: said to be gone, it would make a proof of
+    /// that lapse to whoever settles it (L5). It goes once that is settled; a shutdown leaves it to lapse.
     pub(super) fn take_gone(&self) -> Vec<Arc<OwnerHandle>> {
         let mut retiring = self.retiring();
-        let (going, gone) = retiring.drain(..).partition(|owner| owner.has_tasks());
+        let (going, gone) = retiring
+            .drain(..)
+            .partition(|owner| owner.has_tasks() || self.looks.holds_as(owner.number));
         *retiring = going;
         gone
     }

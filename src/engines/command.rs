@@ -103,7 +103,8 @@ const SPAWNED: &str = "command.spawned";
 /// by what `command.spawned` says, and are ended or reported ([`CommandEngine::with_survivors`]);
 /// a reused pid is never hit. Not found are those that left the group, that wiped their
 /// environment once the command itself was gone, or whose runtime died before `command.spawned`
-/// was durable. This needs `/proc` and Linux 5.3. Elsewhere commands survive their runtime, and no
+/// was durable: in that case it is not said that there are none. What ran on another machine is not
+/// looked for there. This needs `/proc` and Linux 5.3. Elsewhere commands survive their runtime, and no
 /// survivor is found.
 ///
 /// # Examples

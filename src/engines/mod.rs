@@ -75,7 +75,8 @@ pub trait ProcessEngine: Send + Sync + 'static {
 
     /// Looks for what an attempt left behind after its owner was gone, ends it if that is the
     /// engine's way, and says what it found. Recovery calls it before it abandons a process or
-    /// runs it again, with the event of [`ProcessEngine::survivor_key`] where the log has it.
+    /// runs it again, with the event of [`ProcessEngine::survivor_key`]. Where the log does not have that
+    /// one nobody is asked, and [`AbandonEvidence::survivors`](crate::AbandonEvidence) is absent.
     ///
     /// It may be called again for the same event, and must never touch what is not the attempt's.
     /// Eight such calls are made at once at the most. One that takes more than five seconds, or

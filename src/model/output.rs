@@ -245,9 +245,20 @@ pub struct AbandonEvidence {
     /// Who had asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_by: Option<String>,
-    /// What was found alive of its last attempt, and empty where nothing was. Absent where nobody
-    /// looked: its engine is not registered here or did not answer in time, its log could not be
-    /// read, somebody else executed it, or its owner stopped it itself.
+    /// What was found alive of its last attempt.
+    ///
+    /// Empty where nothing was: its engine looked for what the attempt had said it could leave, or there
+    /// was nothing to be left, because no attempt had begun or the engine's work ends with its runtime
+    /// ([`ProcessEngine::survivor_key`](crate::ProcessEngine::survivor_key)). An engine looks on the machine
+    /// on which recovery runs: of a command nothing can be alive where that was started anew since, and
+    /// this is empty. It says nothing about another machine, where hosts that share a store run on
+    /// several, nor where the system does not tell what is alive, or which start of the machine it is (any
+    /// but Linux).
+    ///
+    /// Absent where nobody can know: its engine is not registered here or did not answer in time, its log
+    /// could not be read, or does not have the event by which the attempt would have said what it could
+    /// leave, which a crash may have kept from being written; somebody else executed it, or its owner
+    /// stopped it itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub survivors: Option<Vec<Survivor>>,
     /// When it was written, milliseconds since the epoch.

@@ -10,7 +10,7 @@ use super::flight::{Purpose, Work};
 use super::messages::ProcessMsg;
 use super::state::Process;
 use super::waits::{History, Waits};
-use crate::actors::config::{NOTED_AT_ONCE, NOTED_BYTES};
+use crate::actors::config::{NOTED_AGAIN_AFTER, NOTED_AT_ONCE, NOTED_BYTES};
 use crate::actors::dispatcher::{SlotPermit, Turn};
 use crate::actors::keeper::OwnerHandle;
 use crate::actors::runtime::Claimed;
@@ -19,6 +19,9 @@ use crate::model::decide::Command;
 use crate::model::lease::OwnerStanding;
 use crate::model::recovery::{LeaseStanding, RecoveryAction, RecoveryFacts, recover, time_left_ms};
 use crate::model::{Error, FencingToken, ProcessInput, RecoveryDisposition, Result, StartReason};
+
+/// How often the pause before a log is read again is doubled.
+const DOUBLED_MAX: u32 = 6;
 
 impl Process {
     /// A slot is free: claims the process, if that is still what is to be done.
@@ -254,7 +257,7 @@ impl Process {
                         let _ = execution.waits.note(event);
                     }
                     if !missed.is_empty() && execution.waits.seen() < from {
-                        execution.waits.behind.get_or_insert_default();
+                        execution.waits.behind.get_or_insert_default().failures = 0;
                         let (token, myself) = (execution.token, self.myself.clone());
                         // Not by itself: an actor whose mailbox is not empty goes on and on.
                         tokio::spawn(async move {
@@ -265,7 +268,15 @@ impl Process {
                     }
                 }
                 Err(error) => {
+                    // What comes behind it is not taken note of before it: then a later signal would end
+                    // a wait that is for one of those.
                     warn!(process = %self.registration.id, %error, "log cannot be read");
+                    let behind = execution.waits.behind.get_or_insert_default();
+                    let pause = NOTED_AGAIN_AFTER * 2_u32.pow(behind.failures.min(DOUBLED_MAX));
+                    behind.failures += 1;
+                    let token = execution.token;
+                    self.after(pause, move || ProcessMsg::NoteLog { token });
+                    return;
                 }
             }
         }

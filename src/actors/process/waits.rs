@@ -155,6 +155,8 @@ pub(super) struct NewWait {
 pub(super) struct Behind {
     /// Waits that begin once that is done.
     pub(super) held: Vec<NewWait>,
+    /// How often it could not be read, one time after the other.
+    pub(super) failures: u32,
 }
 
 #[derive(Debug)]

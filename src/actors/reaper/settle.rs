@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::report::RecoveryStep;
-use super::survivors::{Looked, SlowEngines, end_survivors};
+use super::survivors::{Looked, SlowEngines, Turn};
 use crate::actors::errors::commit_error;
 use crate::actors::runtime::Shared;
 use crate::model::decide::{self, Command, Decision, Facts, Finisher, LeaseChange, apply_drafts};
@@ -96,6 +96,19 @@ impl Settling<'_> {
         let Some(mut loaded) = self.still_lost()? else {
             return Ok(RecoveryStep::Overtaken);
         };
+        // Before its lease is taken from anybody: what nobody gets to look at now is left whose it is.
+        let turn = Turn::of(self.shared, &loaded.registration, &loaded.state, slow).await;
+        match turn {
+            Turn::Later => return Ok(RecoveryStep::Unsettled),
+            Turn::Known(_) => {}
+            // As it is now: the turn may have been long in coming.
+            Turn::Look(_) => {
+                loaded = match self.still_lost()? {
+                    Some(loaded) => loaded,
+                    None => return Ok(RecoveryStep::Overtaken),
+                };
+            }
+        }
         self.go_on();
         if self.may_be_renewed()? {
             // Touched by nobody before it is durable that its owner has lost it.
@@ -109,7 +122,7 @@ impl Settling<'_> {
         }
         // Before the commit: only what it frees may begin another attempt, so that what is looked
         // for and ended here is never that attempt's.
-        let survivors = match self.look(&loaded, slow).await {
+        let survivors = match turn.look(&loaded.registration, &loaded.state).await {
             Looked::Found(survivors) => survivors,
             Looked::Later => return Ok(RecoveryStep::Unsettled),
         };
@@ -130,10 +143,6 @@ impl Settling<'_> {
             };
         }
         Ok(RecoveryStep::Overtaken)
-    }
-
-    async fn look(&self, loaded: &LoadedProcess, slow: &SlowEngines) -> Looked {
-        end_survivors(self.shared, &loaded.registration, &loaded.state, slow).await
     }
 
     /// Goes on with what an earlier sweep took over and did not settle: whose it was, and that nothing
@@ -161,8 +170,20 @@ impl Settling<'_> {
         let (Some(lapsed), Some(own)) = (self.lease, self.shared.owner()) else {
             return Ok(false);
         };
-        let (from, token) = (self.lost_owner()?, self.shared.store.next_token()?);
+        let Some(from) = self.lost_owner()? else {
+            return Ok(false);
+        };
         let row = self.row;
+        let lease = Lease {
+            owner: own.number,
+            token: self.shared.store.next_token()?,
+        };
+        let (incarnation, looks) = (row.incarnation, &self.shared.looks);
+        looks.taking(incarnation, lease, from.clone());
+        if !own.is_trusted(self.shared.monotonic()) {
+            looks.not_taken(incarnation, lease.token);
+            return Ok(false);
+        }
         let conditions = vec![
             Condition::Token {
                 row,
@@ -171,27 +192,22 @@ impl Settling<'_> {
             Condition::LeaseFree { row },
             Condition::OwnerLive { owner: own.number },
         ];
-        let taking = writes::take(row, loaded.state.last_sequence, own.number, token);
+        let taking = writes::take(row, loaded.state.last_sequence, own.number, lease.token);
         let set = WriteSet::new(conditions, vec![taking]);
         let sent = self.send(&loaded.registration, set).await;
         match sent.unwrap_or(Err(CommitError::Unknown(StoreError::Closed))) {
             Ok(_) => {
-                self.lease = Some(Lease {
-                    owner: own.number,
-                    token,
-                });
-                self.orphaned = Some(token);
-                if let Some(from) = &from {
-                    let looks = &self.shared.looks;
-                    looks.took(row.incarnation, token, from.clone());
-                }
-                self.taken_from = from;
+                self.lease = Some(lease);
+                self.orphaned = Some(lease.token);
+                self.taken_from = Some(from);
                 Ok(true)
             }
             Err(CommitError::Refused(refusal)) => {
+                looks.not_taken(incarnation, lease.token);
                 info!(process = %loaded.registration.id, ?refusal, "recovery was overtaken");
                 Ok(false)
             }
+            // It may have been taken: whoever looks next knows it by its token.
             Err(error) => Err(commit_error(&loaded.registration.id, error)),
         }
     }

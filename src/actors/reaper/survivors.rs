@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::actors::runtime::Shared;
+use crate::engines::ProcessEngine;
+use crate::model::lease::Lease;
 use crate::model::record::{ProcessState, Registration};
 use crate::model::{
-    FencingToken, Incarnation, ProcessEvent, ProcessOwner, ProcessRecord, RecoveryDisposition,
-    Result, Survivor,
+    FencingToken, Incarnation, OwnerNumber, ProcessEvent, ProcessOwner, ProcessRecord,
+    RecoveryDisposition, Result, Survivor,
 };
 
 /// How long an engine may take to look. The command engine takes at most some two seconds.
@@ -33,9 +35,17 @@ pub(crate) struct Looks {
     failed: DashMap<Incarnation, u32>,
     /// By engine kind: sweeps one after the other in which it did not answer.
     unanswered: DashMap<String, u32>,
-    /// What was taken over from an owner that had lapsed and is not settled yet: under which token, and
-    /// from whom.
-    taken: DashMap<Incarnation, (FencingToken, ProcessOwner)>,
+    /// What was taken over from an owner that had lapsed and is not settled yet.
+    taken: DashMap<Incarnation, Taken>,
+}
+
+/// How a lease was taken over.
+#[derive(Debug)]
+struct Taken {
+    /// As which incarnation of this runtime.
+    owner: OwnerNumber,
+    token: FencingToken,
+    from: ProcessOwner,
 }
 
 impl Default for Looks {
@@ -67,20 +77,45 @@ impl Looks {
             .is_some_and(|sweeps| *sweeps > LATER_MAX)
     }
 
-    pub(super) fn took(&self, incarnation: Incarnation, token: FencingToken, from: ProcessOwner) {
-        self.taken.insert(incarnation, (token, from));
+    /// A lease is about to be taken over. Said before that is sent, and before it is looked at whether
+    /// the incarnation is lost: whoever says that it is gone looks here after it was. One of the two sees
+    /// the other.
+    pub(super) fn taking(&self, incarnation: Incarnation, lease: Lease, from: ProcessOwner) {
+        let Lease { owner, token } = lease;
+        self.taken.insert(incarnation, Taken { owner, token, from });
     }
 
-    /// From whom the lease of this token was taken, if it was; of another token nothing is known any
-    /// more.
+    /// It was not taken.
+    pub(super) fn not_taken(&self, incarnation: Incarnation, token: FencingToken) {
+        let is_it = |_: &Incarnation, taken: &Taken| taken.token == token;
+        self.taken.remove_if(&incarnation, is_it);
+    }
+
+    /// From whom the lease of this token was taken, if it was.
     pub(super) fn taken_from(
         &self,
         incarnation: Incarnation,
         token: FencingToken,
     ) -> Option<ProcessOwner> {
-        self.taken
-            .remove_if(&incarnation, |_, (known, _)| *known != token);
-        self.taken.get(&incarnation).map(|taken| taken.1.clone())
+        self.still_taken(incarnation, Some(token));
+        self.taken.get(&incarnation).map(|taken| taken.from.clone())
+    }
+
+    /// The lease of a process is of this token, if there is one: of another nothing is known any more.
+    pub(super) fn still_taken(&self, incarnation: Incarnation, token: Option<FencingToken>) {
+        let is_another = |_: &Incarnation, taken: &Taken| Some(taken.token) != token;
+        self.taken.remove_if(&incarnation, is_another);
+    }
+
+    /// The processes of which something is noted.
+    pub(in crate::actors) fn known(&self) -> impl Iterator<Item = Incarnation> + '_ {
+        let failed = self.failed.iter().map(|failed| *failed.key());
+        failed.chain(self.taken.iter().map(|taken| *taken.key()))
+    }
+
+    /// Whether something was taken over as this incarnation that is not settled yet.
+    pub(in crate::actors) fn holds_as(&self, owner: OwnerNumber) -> bool {
+        self.taken.iter().any(|taken| taken.owner == owner)
     }
 
     /// The process is settled, or somebody else came first: then what was taken over may still be ours.
@@ -113,69 +148,117 @@ impl SlowEngines {
     }
 }
 
-/// What came of looking.
-pub(super) enum Looked {
-    /// This was found alive, which may be nothing; `None` where nobody could look.
-    Found(Option<Vec<Survivor>>),
-    /// Not this time: nobody could look, or its engine has its hands full.
+/// Whether the engine of a process is to look for what its last attempt left behind.
+pub(super) enum Turn<'a> {
+    /// It is its turn to look.
+    Look(Look<'a>),
+    /// Nobody has to, or nobody can.
+    Known(Option<Vec<Survivor>>),
+    /// Not this time: its engine has its hands full.
     Later,
 }
 
-/// Has the engine end what the last attempt of a process left behind.
-pub(super) async fn end_survivors(
-    shared: &Arc<Shared>,
-    registration: &Registration,
-    state: &ProcessState,
-    slow: &SlowEngines,
-) -> Looked {
-    if registration.disposition == RecoveryDisposition::ExternallyOwned {
-        return Looked::Found(None);
-    }
-    if state.attempt == 0 {
-        return Looked::Found(Some(Vec::new()));
-    }
-    let Some(engine) = shared.engine_of(registration) else {
-        return Looked::Found(None);
-    };
-    let record = ProcessRecord::assemble(registration, state);
-    let event = match engine.survivor_key(&record) {
-        Some(key) => find_event(shared, registration, &key),
-        None => Ok(None),
-    };
-    let event = match event {
-        Ok(Some(event)) => event,
-        Ok(None) => return Looked::Found(Some(Vec::new())),
-        Err(error) => {
-            warn!(process = %record.id, %error, "survivors cannot be looked for");
-            return shared.looks.failed(record.incarnation);
+/// The turn of an engine to look for what one attempt left behind.
+pub(super) struct Look<'a> {
+    shared: &'a Shared,
+    engine: Arc<dyn ProcessEngine>,
+    slow: &'a SlowEngines,
+    _one: SemaphorePermit<'a>,
+}
+
+/// What came of looking.
+pub(super) enum Looked {
+    /// This was found alive, which may be nothing; `None` where nobody can know.
+    Found(Option<Vec<Survivor>>),
+    /// Not this time: its engine could not look.
+    Later,
+}
+
+impl<'a> Turn<'a> {
+    /// Waits for the turn of a process, if it needs one. Nothing is touched before it has come.
+    pub(super) async fn of(
+        shared: &'a Shared,
+        registration: &Registration,
+        state: &ProcessState,
+        slow: &'a SlowEngines,
+    ) -> Self {
+        if registration.disposition == RecoveryDisposition::ExternallyOwned {
+            return Self::Known(None);
         }
-    };
-    let Ok(_one) = shared.looks.at_once.acquire().await else {
-        return Looked::Later;
-    };
-    if slow.has(engine.kind()) {
-        return match shared.looks.is_given_up(engine.kind()) {
-            true => Looked::Found(None),
-            false => Looked::Later,
+        if state.attempt == 0 {
+            return Self::Known(Some(Vec::new()));
+        }
+        let Some(engine) = shared.engine_of(registration) else {
+            return Self::Known(None);
         };
+        let record = ProcessRecord::assemble(registration, state);
+        if engine.survivor_key(&record).is_none() {
+            return Self::Known(Some(Vec::new()));
+        }
+        let looks = &shared.looks;
+        let Ok(one) = looks.at_once.acquire().await else {
+            return Self::Later;
+        };
+        if slow.has(engine.kind()) {
+            return match looks.is_given_up(engine.kind()) {
+                true => Self::Known(None),
+                false => Self::Later,
+            };
+        }
+        Self::Look(Look {
+            shared,
+            engine,
+            slow,
+            _one: one,
+        })
     }
-    // In a task of its own, so that a panic in it is no more than no answer; it ends with this one.
-    let kind = engine.kind().to_owned();
-    let mut look = JoinSet::new();
-    look.spawn(async move { engine.end_survivors(&event).await });
-    match tokio::time::timeout(LOOK_MAX, look.join_next()).await {
-        Ok(Some(Ok(found))) => {
-            shared.looks.unanswered.remove(&kind);
-            Looked::Found(Some(found))
+
+    /// Takes it.
+    pub(super) async fn look(self, registration: &Registration, state: &ProcessState) -> Looked {
+        match self {
+            Self::Look(look) => look.end_survivors(registration, state).await,
+            Self::Known(survivors) => Looked::Found(survivors),
+            Self::Later => Looked::Later,
         }
-        Ok(Some(Err(error))) => {
-            warn!(process = %record.id, %error, "its engine could not look for survivors");
-            shared.looks.failed(record.incarnation)
-        }
-        Ok(None) | Err(_) => {
-            slow.add(&kind, &shared.looks);
-            warn!(process = %record.id, engine = %kind, "its engine looks for survivors too long");
-            shared.looks.failed(record.incarnation)
+    }
+}
+
+impl Look<'_> {
+    /// Has the engine end what the last attempt of a process left behind.
+    async fn end_survivors(self, registration: &Registration, state: &ProcessState) -> Looked {
+        let (looks, engine) = (&self.shared.looks, Arc::clone(&self.engine));
+        let record = ProcessRecord::assemble(registration, state);
+        let event = match engine.survivor_key(&record) {
+            Some(key) => find_event(self.shared, registration, &key),
+            None => return Looked::Found(Some(Vec::new())),
+        };
+        let event = match event {
+            Ok(Some(event)) => event,
+            // Its owner may have gone between what there is to be found and the event that says so.
+            Ok(None) => return Looked::Found(None),
+            Err(error) => {
+                warn!(process = %record.id, %error, "survivors cannot be looked for");
+                return looks.failed(record.incarnation);
+            }
+        };
+        // In a task of its own, so that a panic in it is no more than no answer; it ends with this one.
+        let kind = engine.kind().to_owned();
+        let mut look = JoinSet::new();
+        look.spawn(async move { engine.end_survivors(&event).await });
+        match tokio::time::timeout(LOOK_MAX, look.join_next()).await {
+            Ok(Some(Ok(found))) => {
+                looks.unanswered.remove(&kind);
+                Looked::Found(Some(found))
+            }
+            Ok(Some(Err(error))) => {
+                warn!(process = %record.id, %error, "its engine could not look for survivors");
+                looks.failed(record.incarnation)
+            }
+            Ok(None) | Err(_) => {
+                self.slow.add(&kind, looks);
+                warn!(process = %record.id, engine = %kind, "its engine looks for survivors too long");
+                looks.failed(record.incarnation)
+            }
         }
     }
 }

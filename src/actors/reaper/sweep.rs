@@ -73,7 +73,7 @@ pub(super) struct Sweep<'a> {
     report: RecoveryReport,
     /// Owners that a lease still names.
     named: HashSet<OwnerNumber>,
-    /// Processes with a time limit that were known when it began, and were not met yet.
+    /// Processes of which something was noted when it began, and which were not met yet.
     ended: HashSet<Incarnation>,
     damaged: bool,
     slow: SlowEngines,
@@ -88,7 +88,7 @@ impl<'a> Sweep<'a> {
             shared,
             report: RecoveryReport::default(),
             named: HashSet::new(),
-            ended: shared.timed(),
+            ended: shared.timed().chain(shared.looks.known()).collect(),
             damaged: false,
             slow: SlowEngines::default(),
             running: JoinSet::new(),
@@ -155,6 +155,10 @@ impl<'a> Sweep<'a> {
         self.shared.attention.walked_for(looked);
         self.shared.attention.keep_elsewhere(&elsewhere);
         self.shared.forget_timed(&self.ended);
+        for incarnation in &self.ended {
+            // Ended by another host, or pruned.
+            self.shared.looks.forget(*incarnation, false);
+        }
         if !self.damaged {
             self.forget_owners(dead).await;
         }
@@ -308,6 +312,10 @@ impl Shared {
                 Err(error) => {
                     page.damaged = true;
                     page.again.push(row);
+                    if matches!(error, Error::Corrupted { .. }) {
+                        // Nobody settles it, here or elsewhere.
+                        self.looks.forget(row.incarnation, false);
+                    }
                     let id = format!("incarnation {}", row.incarnation);
                     warn!(process = %id, %error, "cannot be read, and is not recovered");
                     page.found.push(Examined::Done(id, RecoveryStep::Unsettled));
@@ -342,6 +350,8 @@ impl Shared {
         if summary.facts.terminal.is_some() {
             self.looks.forget(row.incarnation, false);
         }
+        let token = summary.edges.lease.map(|lease| lease.token);
+        self.looks.still_taken(row.incarnation, token);
         let limited = summary.head.timeout.is_some();
         // A child may have to be asked to cancel although nothing is noted of it.
         let alone = summary.head.provenance.parent.is_none();

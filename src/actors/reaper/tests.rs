@@ -23,8 +23,8 @@ use crate::store::write_set::{Change, WriteSet};
 /// Longer than anything here takes.
 const BOUND: Duration = Duration::from_secs(60);
 
-/// Says in an event what could outlive it, runs until it is told to stop, and keeps a list of the
-/// events by which it was asked to look for survivors.
+/// Says in an event what could outlive it unless it is mute, runs until it is told to stop, and keeps a
+/// list of the events by which it was asked to look for survivors.
 struct Leaves {
     kind: &'static str,
     asked: Arc<Mutex<Vec<String>>>,
@@ -41,9 +41,11 @@ impl ProcessEngine for Leaves {
     }
 
     async fn run(&self, cx: ProcessContext, _payload: Value) -> EngineResult {
-        let key = format!("spawned/{}", cx.attempt());
-        let spawned = ProcessEventAppendRequest::new("spawned", cx.attempt());
-        cx.emit_durable(spawned.with_replay_key(Some(key))).await?;
+        if self.kind != "mute" {
+            let key = format!("spawned/{}", cx.attempt());
+            let spawned = ProcessEventAppendRequest::new("spawned", cx.attempt());
+            cx.emit_durable(spawned.with_replay_key(Some(key))).await?;
+        }
         Err(EngineFailure::cancelled(cx.cancelled().await))
     }
 
@@ -294,6 +296,24 @@ async fn a_row_that_cannot_be_read_and_an_engine_that_does_not_answer_stop_nothi
         assert_eq!(survivors(&record), found, "{id}");
     }
     runtime.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+/// Its runtime may have gone after it left something and before it could say so.
+#[tokio::test]
+async fn of_an_attempt_that_did_not_say_what_it_could_leave_nobody_knows_what_lives() {
+    let ground = Ground::new();
+    let runtime = ground.open(&["mute"], 9).await;
+    let shared = Arc::clone(&runtime.shared);
+    start(&shared, "p", "mute", RecoveryDisposition::OwnerBound).await;
+    until(|| (shared.record("p").unwrap()?.attempt == 1).then_some(())).await;
+    drop((runtime, shared));
+    let runtime = ground.open(&["mute"], 9).await;
+    let shared = Arc::clone(&runtime.shared);
+    shared.recover_now().await.unwrap();
+    let record = shared.record("p").unwrap().unwrap();
+    assert_eq!(survivors(&record), None);
+    assert!(ground.asked().is_empty());
+    verified_and_shut(&runtime).await;
 }
 
 /// A process whose survivors may still live is neither run again nor abandoned at once.

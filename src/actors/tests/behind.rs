@@ -14,17 +14,26 @@ use crate::store::kv::{KeyRange, KvView, Reader};
 
 type Entries = Vec<(Bytes, Bytes)>;
 
+/// What is asked of logs.
+#[derive(Debug, Default)]
+pub(super) struct LogReads {
+    /// The most events of a log that were asked for at once.
+    pub(super) most_events: AtomicUsize,
+    /// So many reads come too late for their view.
+    pub(super) late: AtomicU32,
+}
+
 /// A view that takes note of how much is asked of it at once.
 #[derive(Debug)]
 pub(super) struct Noting {
     view: Box<dyn KvView>,
-    most_events: Arc<AtomicUsize>,
+    log: Arc<LogReads>,
 }
 
 impl Noting {
-    pub(super) fn over(view: Box<dyn KvView>, most_events: &Arc<AtomicUsize>) -> Box<dyn KvView> {
-        let most_events = Arc::clone(most_events);
-        Box::new(Self { view, most_events })
+    pub(super) fn over(view: Box<dyn KvView>, log: &Arc<LogReads>) -> Box<dyn KvView> {
+        let log = Arc::clone(log);
+        Box::new(Self { view, log })
     }
 }
 
@@ -55,7 +64,12 @@ impl KvView for Noting {
         limit: usize,
         bytes_max: usize,
     ) -> std::result::Result<Vec<(u64, Bytes)>, StoreError> {
-        self.most_events.fetch_max(limit, Ordering::SeqCst);
+        self.log.most_events.fetch_max(limit, Ordering::SeqCst);
+        let (late, order) = (&self.log.late, Ordering::SeqCst);
+        let fewer = |left: u32| left.checked_sub(1);
+        if late.fetch_update(order, order, fewer).is_ok() {
+            return Err(StoreError::ViewExpired { held_ms: 5_000 });
+        }
         self.view
             .events(incarnation, from_sequence, limit, bytes_max)
     }
@@ -93,13 +107,13 @@ async fn what_another_host_wrote_is_taken_note_of_in_pieces() {
             note(&other.shared, "p", n).await.unwrap();
         }
     }
-    ground.gated.most_events.store(0, Ordering::SeqCst);
+    ground.gated.log.most_events.store(0, Ordering::SeqCst);
     tell(shared, "p", ProcessMsg::Look);
     cue.add_permits(1);
     let found = within(shared.await_output("p")).await.unwrap();
     let expected = [1, 2, 3].map(|n| n * NOTED_AT_ONCE);
     assert_eq!(found, ProcessAwaitOutput::success(json!(expected)));
-    let most = ground.gated.most_events.load(Ordering::SeqCst);
+    let most = ground.gated.log.most_events.load(Ordering::SeqCst);
     assert!((1..=NOTED_AT_ONCE).contains(&most), "{most} at once");
     let events = shared.events("p", 0).await.unwrap();
     let waited = events
@@ -108,4 +122,42 @@ async fn what_another_host_wrote_is_taken_note_of_in_pieces() {
     assert_eq!(waited.count(), 0);
     shut(&other).await;
     shut(&ground.runtime).await;
+}
+
+/// What could not be read is read again, and nothing is taken note of before that: the first wait takes the
+/// first signal.
+#[tokio::test]
+async fn what_another_host_wrote_and_could_not_be_read_at_once_is_not_passed_over() {
+    for late in [1, 2] {
+        let cue = Arc::new(Semaphore::new(0));
+        let cued = Arc::clone(&cue);
+        let ground = Ground::open(1, move |cx: ProcessContext| {
+            let cue = Arc::clone(&cued);
+            async move {
+                cue.acquire().await.unwrap().forget();
+                Ok((*cx.wait_signal("go").await?.payload).clone())
+            }
+        })
+        .await;
+        let (shared, log) = (&ground.shared, &ground.gated.log);
+        start(shared, "p", RecoveryDisposition::Rerunnable).await;
+        until(|| shared.get("p").unwrap().unwrap().facets.started).await;
+        let other = ground.another(0, Does(idle)).await;
+        let signal = |n: u64| {
+            let request = ProcessEventAppendRequest::signal("go", n);
+            prepare_signal("p", "go", &n.to_string(), request).unwrap()
+        };
+        other.shared.append("p", signal(1), None).await.unwrap();
+        log.late.store(late, Ordering::SeqCst);
+        tell(shared, "p", ProcessMsg::Look);
+        // It goes by the same mailbox, behind that.
+        shared.append("p", signal(2), None).await.unwrap();
+        assert_eq!(log.late.load(Ordering::SeqCst), late - 1);
+        cue.add_permits(1);
+        let found = within(shared.await_output("p")).await.unwrap();
+        assert_eq!(found, ProcessAwaitOutput::success(json!(1)));
+        assert_eq!(log.late.load(Ordering::SeqCst), 0);
+        shut(&other).await;
+        shut(&ground.runtime).await;
+    }
 }

@@ -1,13 +1,15 @@
 //! What callers put into their commits so that nobody writes over a lease that has become another's.
 //!
-//! A set is held on its way, and the lease is given to another host meanwhile, without an event: the
-//! revision that a set names as well does not give it away, and nothing but the condition that a
-//! test is about is left to refuse it. Without that condition the test fails.
+//! A set is held on its way, and the lease is given to another host meanwhile, or given back, without an
+//! event: the revision that a set names as well does not give it away, and nothing but the condition
+//! that a test is about is left to refuse it. Without that condition the test fails.
 
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use super::gated::{Does, Gated, Put, idle};
 use super::*;
+use crate::actors::reaper::{RecoveryReport, RecoveryStep};
 use crate::model::decide::{self, Command, Decision, Facts};
 use crate::model::lease::{Lease, OwnerRecord};
 use crate::store::keys::Row;
@@ -16,7 +18,7 @@ use crate::store::read::{IdEntry, LoadedProcess};
 use crate::store::write_set::{Change, LeaseWrite, WriteSet};
 use crate::store::writes;
 
-const TTL: Duration = Duration::from_secs(3_600);
+pub(super) const TTL: Duration = Duration::from_secs(3_600);
 
 /// A runtime whose commits the test holds, and a second way into its store. No timer of the runtime
 /// goes off while a test runs.
@@ -76,14 +78,24 @@ impl Ground {
 
     /// Another host, live for long or lapsed.
     pub(super) async fn host(&self, live: bool) -> OwnerNumber {
+        let expires_at_ms = if live { u64::MAX } else { 0 };
+        self.owner(self.other.epoch(), expires_at_ms).await
+    }
+
+    /// An earlier incarnation of the runtime, which has lapsed and was not said to be gone.
+    async fn earlier(&self) -> OwnerNumber {
+        self.owner(self.shared.store.epoch(), 0).await
+    }
+
+    async fn owner(&self, store_epoch: StoreEpoch, expires_at_ms: u64) -> OwnerNumber {
         let number = self.other.next_owner().unwrap();
         let record = OwnerRecord {
             owner: ProcessOwner {
                 owner_id: "other".into(),
                 incarnation_id: format!("other-{number}"),
-                store_epoch: self.other.epoch(),
+                store_epoch,
             },
-            expires_at_ms: if live { u64::MAX } else { 0 },
+            expires_at_ms,
             retired: false,
         };
         self.commit(Change::PutOwner { number, record }).await;
@@ -325,16 +337,65 @@ async fn l1_the_reaper_ends_no_orphan_that_was_claimed_meanwhile() {
     shut(&ground.runtime).await;
 }
 
-/// `Condition::LeaseFree` in `Settling::conditions`.
+/// `Condition::LeaseFree` in `Settling::conditions`, for what an earlier incarnation of this runtime held:
+/// nothing is taken over from that one first.
 #[tokio::test]
 async fn l1_the_reaper_ends_no_lapsed_process_that_was_claimed_meanwhile() {
     let ground = Ground::open(0, idle).await;
     start(&ground.shared, "p", RecoveryDisposition::Rerunnable).await;
     let (row, host) = (ground.row("p"), ground.host(true).await);
-    let lapsed = ground.host(false).await;
-    let token = ground.end_on_its_way(row, lapsed).await;
+    let earlier = ground.earlier().await;
+    let token = ground.end_on_its_way(row, earlier).await;
     let lease = ground.give(row, host, token).await;
     ground.gated.open_gate();
     ground.is_still(row, lease, 1);
+    shut(&ground.runtime).await;
+}
+
+/// What `Settling::take_over` sends is held: it takes the lease of one whose first attempt a host had that
+/// has lapsed. `Condition::LeaseFree` there is what a test in `lapses.rs` is about.
+async fn take_over_on_its_way() -> (Ground, Row, Lease, JoinHandle<Result<RecoveryReport>>) {
+    let ground = Ground::open(0, idle).await;
+    // From here on nothing sweeps there but what is called here.
+    ground.shared.recover_now().await.unwrap();
+    let other = ground.another(1, Does(idle)).await;
+    start(&other.shared, "p", RecoveryDisposition::Rerunnable).await;
+    let row = ground.row("p");
+    until(|| ground.loaded(row).state.attempt == 1).await;
+    let lease = ground.loaded(row).edges.lease.unwrap();
+    drop(other);
+    ground.expires(lease.owner, 0).await;
+    ground.gated.shut();
+    let shared = Arc::clone(&ground.shared);
+    let sweeping = tokio::spawn(async move { shared.recover_now().await });
+    ground.held(1).await;
+    (ground, row, lease, sweeping)
+}
+
+/// `Condition::Token` in `Settling::take_over`: what was given back meanwhile was not lost.
+#[tokio::test]
+async fn l3_the_reaper_takes_no_lease_over_that_was_given_back_meanwhile() {
+    let (ground, row, _, sweeping) = take_over_on_its_way().await;
+    ground.commit(writes::release(row, 1)).await;
+    ground.gated.open_gate();
+    let report = within(sweeping).await.unwrap().unwrap();
+    assert_eq!(report.processes, [("p".into(), RecoveryStep::Overtaken)]);
+    let loaded = ground.loaded(row);
+    assert_eq!((loaded.edges.lease, loaded.state.recoveries), (None, 0));
+    assert_eq!(loaded.state.last_sequence, 1);
+    shut(&ground.runtime).await;
+}
+
+/// `Condition::OwnerLive` in `Settling::take_over`.
+#[tokio::test]
+async fn l4_an_owner_that_lapsed_takes_no_lease_over() {
+    let (ground, row, lease, sweeping) = take_over_on_its_way().await;
+    let ttl = u64::try_from(TTL.as_millis()).unwrap();
+    ground.put.0.fetch_add(ttl, Ordering::SeqCst);
+    ground.gated.pass(1);
+    ground.is_still(row, lease, 1);
+    ground.gated.open_gate();
+    let report = within(sweeping).await.unwrap().unwrap();
+    assert_eq!(report.processes, [("p".into(), RecoveryStep::Overtaken)]);
     shut(&ground.runtime).await;
 }

@@ -2,11 +2,10 @@
 //! dropped meanwhile.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicUsize;
 
 use tokio::sync::Semaphore;
 
-use super::behind::Noting;
+use super::behind::{LogReads, Noting};
 use super::*;
 use crate::store::error::StoreError;
 use crate::store::kv::{Counter, Kv, KvStats, KvView, Proposal};
@@ -21,8 +20,8 @@ pub(super) struct Gated {
     pub(super) stalled: Mutex<()>,
     /// So many views have expired before anything is read on them.
     pub(super) expired: AtomicU32,
-    /// The most events of a log that were asked for at once.
-    pub(super) most_events: Arc<AtomicUsize>,
+    /// What is asked of logs.
+    pub(super) log: Arc<LogReads>,
 }
 
 #[derive(Default)]
@@ -44,7 +43,7 @@ impl Gated {
             held: Mutex::default(),
             stalled: Mutex::default(),
             expired: AtomicU32::default(),
-            most_events: Arc::default(),
+            log: Arc::default(),
         })
     }
 
@@ -103,7 +102,7 @@ impl Kv for Gated {
         if expired.is_ok() {
             return Err(StoreError::ViewExpired { held_ms: 5_000 });
         }
-        Ok(Noting::over(self.kv.view()?, &self.most_events))
+        Ok(Noting::over(self.kv.view()?, &self.log))
     }
     fn allocate(&self, counter: Counter) -> std::result::Result<u64, StoreError> {
         self.kv.allocate(counter)
