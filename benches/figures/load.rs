@@ -15,6 +15,8 @@ pub(crate) struct Measured {
     /// From the first call to the end of what `finish` waited for.
     pub(crate) elapsed: Duration,
     latencies_us: Vec<u64>,
+    /// Of calls at a pace: when each was due, and how long it took from then.
+    paced: Vec<(Instant, u64)>,
 }
 
 impl Measured {
@@ -24,7 +26,28 @@ impl Measured {
             calls: latencies_us.len() as u64,
             elapsed,
             latencies_us,
+            paced: Vec::new(),
         }
+    }
+
+    fn of_paced(paced: Vec<(Instant, u64)>, elapsed: Duration) -> Self {
+        let latencies_us = paced.iter().map(|(_, us)| *us).collect();
+        Self {
+            paced,
+            ..Self::of(latencies_us, elapsed)
+        }
+    }
+
+    /// Those calls at a pace of which nothing fell into any of these times.
+    pub(crate) fn but_for(&self, times: &[(Instant, Instant)]) -> Self {
+        let apart = |(due, us): &&(Instant, u64)| {
+            let done = *due + Duration::from_micros(*us);
+            times.iter().all(|(from, to)| done < *from || *due > *to)
+        };
+        Self::of_paced(
+            self.paced.iter().filter(apart).copied().collect(),
+            self.elapsed,
+        )
     }
 
     /// Calls a second.
@@ -105,12 +128,12 @@ where
     let pacing = std::thread::spawn(move || pace(start, per_second, &pacers, &stopping));
     until.await;
     stop.store(true, Ordering::Relaxed);
-    let mut latencies_us = Vec::new();
+    let mut paced = Vec::new();
     for task in tasks {
-        latencies_us.extend(task.await.expect("a caller"));
+        paced.extend(task.await.expect("a caller"));
     }
     pacing.join().expect("a pace");
-    Measured::of(latencies_us, start.elapsed())
+    Measured::of_paced(paced, start.elapsed())
 }
 
 /// Tells one caller after the other that its next call is due. A thread of its own: the runtime's
@@ -136,7 +159,7 @@ async fn keep_pace<C, F>(
     caller: usize,
     mut dues: mpsc::UnboundedReceiver<Instant>,
     call: Arc<C>,
-) -> Vec<u64>
+) -> Vec<(Instant, u64)>
 where
     C: Fn(usize, u64) -> F,
     F: Future<Output = ()>,
@@ -144,7 +167,8 @@ where
     let mut latencies = Vec::new();
     while let Some(due) = dues.recv().await {
         call(caller, latencies.len() as u64).await;
-        latencies.push(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let us = u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX);
+        latencies.push((due, us));
     }
     latencies
 }

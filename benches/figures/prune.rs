@@ -56,8 +56,9 @@ async fn prune(ask: &Ask) {
     close(&supervisor).await;
 }
 
-/// Appends at a pace, and the journal's syncs meanwhile: the longest of them, and what share of the time
-/// was within syncs of more than ten milliseconds. Whatever waited for those waited for the disk.
+/// Appends at a pace, and what the disk did meanwhile: the longest of the journal's syncs, what share of
+/// the time was within syncs of more than ten milliseconds, and the p99.9 of the calls that had nothing to
+/// do with those. At half of the peak a backlog takes as long to be worked off as it took to grow.
 async fn paced(
     supervisor: &Supervisor,
     per_second: f64,
@@ -65,16 +66,23 @@ async fn paced(
 ) -> (load::Measured, serde_json::Value) {
     syncs::listen();
     let measured = load::paced(CALLERS, per_second, until, appends(supervisor)).await;
-    let took: Vec<_> = syncs::take()
-        .iter()
-        .map(|sync| sync.ended - sync.began)
-        .collect();
+    let syncs = syncs::take();
     drain(supervisor).await;
-    let longest = took.iter().max().copied().unwrap_or_default();
-    let long: Duration = took.iter().filter(|took| **took > LONG).sum();
-    let of_disk = json!({ "sync_max_us": longest.as_micros(),
-        "percent_in_long_syncs":
-            rounded(long.as_secs_f64() / measured.elapsed.as_secs_f64() * 100.0) });
+    let took = |sync: &syncs::Sync| sync.ended - sync.began;
+    let longest = syncs.iter().map(took).max().unwrap_or_default();
+    let stalls: Vec<_> = syncs.iter().filter(|sync| took(sync) > LONG).collect();
+    let stalled: Duration = stalls.iter().map(|sync| took(sync)).sum();
+    let times: Vec<_> = stalls
+        .iter()
+        .map(|sync| (sync.began, sync.ended + took(sync)))
+        .collect();
+    let apart = measured.but_for(&times);
+    let of_disk = json!({
+        "sync_max_us": longest.as_micros(),
+        "percent_in_stalls": rounded(stalled.as_secs_f64() / measured.elapsed.as_secs_f64() * 100.0),
+        "calls_apart_percent": rounded(apart.calls as f64 / measured.calls as f64 * 100.0),
+        "p999_us_apart": apart.quantile_us(999),
+    });
     (measured, of_disk)
 }
 
