@@ -1,8 +1,8 @@
 //! What a runtime with many parked processes costs while nothing happens.
 //!
 //! Recovery walks through all that has not ended once in a time to live, or where that takes long as
-//! seldom as makes it a quarter of a percent of the time: then none falls into what is watched, which is more
-//! than two times to live, and what one costs is measured besides. Each kind is in a store of its own.
+//! seldom as makes it a quarter of a percent of the time. One may fall into what is watched (`sweeps` says so),
+//! and what one costs is measured besides. Each kind is in a store of its own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

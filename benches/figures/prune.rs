@@ -17,7 +17,7 @@ const EVENTS: u64 = 10;
 const CALLERS: usize = 64;
 /// The part of the peak at which is appended.
 const PACE: f64 = 0.5;
-/// A sync of more than this is a stall of the disk.
+/// A sync of more than this is a long one.
 const LONG: Duration = Duration::from_millis(10);
 
 pub(crate) fn run(ask: &Ask) {
@@ -56,9 +56,11 @@ async fn prune(ask: &Ask) {
     close(&supervisor).await;
 }
 
-/// Appends at a pace, and what the disk did meanwhile: the longest of the journal's syncs, what share of
-/// the time was within syncs of more than ten milliseconds, and the p99.9 of the calls that had nothing to
-/// do with those. At half of the peak a backlog takes as long to be worked off as it took to grow.
+/// Appends at a pace, and what became of the journal's syncs meanwhile: the longest of them, what share of
+/// the time was within syncs of more than ten milliseconds, whoever kept the disk busy, and the p99.9 of the
+/// calls that had nothing to do with those. It tells what is slow for other reasons; it is no measure of a prune
+/// where there are more such syncs beside it than without it. At half of the peak a backlog takes as long to be
+/// worked off as it took to grow.
 async fn paced(
     supervisor: &Supervisor,
     per_second: f64,
@@ -70,16 +72,16 @@ async fn paced(
     drain(supervisor).await;
     let took = |sync: &syncs::Sync| sync.ended - sync.began;
     let longest = syncs.iter().map(took).max().unwrap_or_default();
-    let stalls: Vec<_> = syncs.iter().filter(|sync| took(sync) > LONG).collect();
-    let stalled: Duration = stalls.iter().map(|sync| took(sync)).sum();
-    let times: Vec<_> = stalls
+    let long_syncs: Vec<_> = syncs.iter().filter(|sync| took(sync) > LONG).collect();
+    let in_long: Duration = long_syncs.iter().map(|sync| took(sync)).sum();
+    let times: Vec<_> = long_syncs
         .iter()
         .map(|sync| (sync.began, sync.ended + took(sync)))
         .collect();
     let apart = measured.but_for(&times);
     let of_disk = json!({
         "sync_max_us": longest.as_micros(),
-        "percent_in_stalls": rounded(stalled.as_secs_f64() / measured.elapsed.as_secs_f64() * 100.0),
+        "percent_in_long_syncs": rounded(in_long.as_secs_f64() / measured.elapsed.as_secs_f64() * 100.0),
         "calls_apart_percent": rounded(apart.calls as f64 / measured.calls as f64 * 100.0),
         "p999_us_apart": apart.quantile_us(999),
     });

@@ -29,26 +29,40 @@ pub(crate) fn medians(runs: &[Vec<Value>]) -> Vec<Value> {
 }
 
 /// What is the same in all lines stands as it is. Of a number that is not, the middle one (the higher of
-/// two) stands under its name, and the lowest and the highest beside it. What else differs is left out,
-/// but lines whose text differs are about different things and give none.
+/// two) stands under its name, and the lowest and the highest beside it; so within objects. What else differs
+/// is left out, but lines whose text differs are about different things and give none.
 fn median(lines: &[&Value]) -> Option<Value> {
-    let mut of_all = Map::new();
-    for (name, first) in lines.first()?.as_object()? {
-        let mut values: Vec<&Value> = lines.iter().map(|line| &line[name.as_str()]).collect();
-        if values.iter().all(|value| *value == first) {
-            of_all.insert(name.clone(), first.clone());
-        } else if first.is_string() {
-            return None;
-        } else if values.iter().all(|value| value.is_number()) {
-            values.sort_by(|a, b| number(a).total_cmp(&number(b)));
-            let (middle, last) = (values.len() / 2, values.len() - 1);
-            of_all.insert(name.clone(), values[middle].clone());
-            of_all.insert(format!("{name}_lowest"), values[0].clone());
-            of_all.insert(format!("{name}_highest"), values[last].clone());
-        }
-    }
+    let mut of_all = medians_of(lines)?;
     of_all.insert("median_of".to_owned(), lines.len().into());
     Some(of_all.into())
+}
+
+fn medians_of(objects: &[&Value]) -> Option<Map<String, Value>> {
+    let mut of_all = Map::new();
+    for (name, first) in objects.first()?.as_object()? {
+        let mut values: Vec<&Value> = objects.iter().map(|line| &line[name.as_str()]).collect();
+        if values.iter().all(|value| *value == first) {
+            of_all.insert(name.clone(), first.clone());
+            continue;
+        }
+        if first.is_string() {
+            return None;
+        }
+        if values.iter().all(|value| value.is_object()) {
+            let within = medians_of(&values).map(Value::from);
+            of_all.extend(within.map(|within| (name.clone(), within)));
+            continue;
+        }
+        // A run that could not measure it has none.
+        values.retain(|value| value.is_number());
+        values.sort_by(|a, b| number(a).total_cmp(&number(b)));
+        if let (Some(lowest), Some(highest)) = (values.first(), values.last()) {
+            of_all.insert(name.clone(), values[values.len() / 2].clone());
+            of_all.insert(format!("{name}_lowest"), (*lowest).clone());
+            of_all.insert(format!("{name}_highest"), (*highest).clone());
+        }
+    }
+    Some(of_all)
 }
 
 fn number(value: &Value) -> f64 {

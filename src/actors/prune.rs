@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::errors::commit_error;
-use super::reads::blocking;
+use super::reads::{blocking, on_a_view};
 use super::runtime::Shared;
 use crate::model::retention::may_prune;
 use crate::model::{Error, Incarnation, ProcessPruneReport, PruneSelector, Result};
@@ -92,7 +92,11 @@ impl Shared {
             return Err(self.stopped());
         }
         let mut pruned = Pruned::default();
-        self.erase_remains(&mut pruned.report).await?;
+        let mut unreadable = None;
+        match self.erase_remains(&mut pruned.report).await {
+            Err(error @ Error::Corrupted { .. }) => unreadable = Some(error),
+            erased => erased?,
+        }
         let mut after = 0;
         // What changes from here on is newer than any cutoff this call can mean.
         let newest = {
@@ -112,11 +116,10 @@ impl Shared {
                 known => known,
             },
         };
-        let mut unreadable = None;
         while after < newest {
             let (shared, selecting) = (Arc::clone(self), selector.clone());
             let page = self
-                .walk(move || shared.prune_page(after, newest, &selecting, parent))
+                .walk(move || on_a_view(|| shared.prune_page(after, newest, &selecting, parent)))
                 .await?;
             if let Some(error) = page.unreadable {
                 unreadable.get_or_insert(error);
@@ -172,11 +175,13 @@ impl Shared {
         self: &Arc<Self>,
         due: Vec<(Incarnation, String)>,
     ) -> Result<bool> {
+        let single = due.len() == 1;
         let mut changes = Vec::with_capacity(due.len());
-        for (incarnation, id) in due {
+        for (incarnation, id) in &due {
+            let incarnation = *incarnation;
             // With a tombstone goes what no report counts: the process was counted before.
             let mut uncounted = ProcessPruneReport::default();
-            self.forget_effects(&id, incarnation, LATE_EFFECTS_MAX, &mut uncounted)
+            self.forget_effects(id, incarnation, LATE_EFFECTS_MAX, &mut uncounted)
                 .await?;
             changes.push(Change::DropTombstone { incarnation });
         }
@@ -191,6 +196,18 @@ impl Shared {
             Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(true),
             // Somebody journaled many effects in between: the next look forgets those.
             Err(CommitError::Refused(Refusal::TooMany)) => Ok(false),
+            Err(CommitError::NotWritten(StoreError::Corrupted { what })) if single => {
+                tracing::warn!(%what, "a tombstone is not forgotten");
+                Ok(true)
+            }
+            // One of them cannot be read, and holds up no other.
+            Err(CommitError::NotWritten(StoreError::Corrupted { .. })) => {
+                let mut all = true;
+                for one in due {
+                    all &= Box::pin(self.drop_tombstones(vec![one])).await?;
+                }
+                Ok(all)
+            }
             Err(error) => Err(commit_error("(tombstones)", error)),
         }
     }
@@ -247,7 +264,10 @@ impl Shared {
         let mut failed = None;
         for (candidate, wait) in waits {
             if let Err(error) = self.see_pruned(candidate, wait, report).await {
-                failed.get_or_insert(error);
+                // That one cannot be read is the least of what can be told of a group.
+                if failed.is_none() || matches!(failed, Some(Error::Corrupted { .. })) {
+                    failed = Some(error);
+                }
             }
         }
         failed.map_or(Ok(()), Err)

@@ -171,13 +171,15 @@ impl Shared {
         page.check()?;
         let (shared, filter, page) = (Arc::clone(self), filter.clone(), page.clone());
         blocking(move || {
-            let view = shared.view()?;
-            let mut found =
-                view.list_page(scope.index(), &filter, page.cursor.as_ref(), page.limit)?;
-            for process in &mut found.items {
-                shared.complete(process);
-            }
-            Ok(found)
+            on_a_view(|| {
+                let view = shared.view()?;
+                let mut found =
+                    view.list_page(scope.index(), &filter, page.cursor.as_ref(), page.limit)?;
+                for process in &mut found.items {
+                    shared.complete(process);
+                }
+                Ok(found)
+            })
         })
         .await
     }

@@ -114,9 +114,16 @@ impl Shared {
     /// Applies the retention policies, and forgets old tombstones. Judged by the wall clock, as the
     /// times in the store are, and only while that clock can be trusted.
     pub(super) async fn retain(self: &Arc<Self>, retention: &mut Retention) -> Result<()> {
-        self.erase_remains(&mut Pruned::default().report).await?;
+        match self.erase_remains(&mut Pruned::default().report).await {
+            Err(error @ Error::Corrupted { .. }) => {
+                tracing::warn!(%error, "what a prune left cannot be erased");
+            }
+            erased => erased?,
+        }
         let now_ms = self.now_ms();
         if !retention.clocks.agree(now_ms, self.monotonic()) {
+            // What it stamped meanwhile may stand before what is due.
+            retention.forgotten_to = 0;
             tracing::warn!(
                 now_ms,
                 "the wall clock has jumped: nothing is pruned by its age for now"
@@ -137,14 +144,21 @@ impl Shared {
     }
 
     /// Forgets the tombstones that are old enough, in the order of the feed, which is that in which they
-    /// were made: what it costs is what is forgotten, however many are kept.
+    /// were made. The first time of an open goes through the feed to the first that is kept; after that it
+    /// costs what is forgotten, however many are kept.
     async fn forget_tombstones(
         self: &Arc<Self>,
         retention: &mut Retention,
         cutoff_ms: u64,
         now_ms: u64,
     ) -> Result<()> {
-        let newest = self.view()?.feed_bounds()?.1;
+        let newest = {
+            let view = self.view()?;
+            if !view.has_tombstones()? {
+                return Ok(());
+            }
+            view.feed_bounds()?.1
+        };
         let mut walker = Walker {
             walked_to: retention.forgotten_to,
             cutoff_ms,

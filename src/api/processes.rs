@@ -237,7 +237,8 @@ impl Processes {
     /// but a prune takes, or counts, what is left of a pruned process.
     ///
     /// # Errors
-    /// Only those of the store. What was pruned before stays pruned and is in no later report: it is
+    /// Only those of the store; `Corrupted` at the end where something could not be read, and everything else
+    /// was pruned. What was pruned before stays pruned and is in no later report: it is
     /// logged, and the change feed has each deletion.
     pub async fn prune(&self, cutoff_epoch_ms: u64) -> Result<ProcessPruneReport> {
         self.shared
@@ -322,7 +323,8 @@ impl Processes {
     /// have a next one.
     ///
     /// # Errors
-    /// `InvalidInput`, also for the cursor of another list, of another filter or of another store.
+    /// `InvalidInput`, also for the cursor of another list, of another filter or of another store; `Timeout`
+    /// where not even a page can be read from one state of the store.
     pub async fn list_page(
         &self,
         filter: &ProcessListFilter,

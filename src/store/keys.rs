@@ -381,6 +381,10 @@ pub(crate) fn tombstone(incarnation: Incarnation) -> Bytes {
     Key::of_number(kind::TOMBSTONE, incarnation.get()).done()
 }
 
+pub(crate) fn tombstones() -> KeyRange {
+    Key::new(kind::TOMBSTONE).range()
+}
+
 pub(crate) fn remains(incarnation: Incarnation) -> Bytes {
     Key::of_number(kind::REMAINS, incarnation.get()).done()
 }

@@ -549,6 +549,11 @@ impl View {
         Ok((floor, newest.max(floor)))
     }
 
+    /// Whether any process was pruned of which that is still known.
+    pub(crate) fn has_tombstones(&self) -> Result<bool, StoreError> {
+        Ok(!self.kv.scan(&keys::tombstones(), 1)?.is_empty())
+    }
+
     /// When a process was pruned, as its tombstone says.
     pub(crate) fn pruned_at_ms(&self, incarnation: Incarnation) -> Result<Option<u64>, StoreError> {
         let stored = self.get::<StoredTombstone>(&keys::tombstone(incarnation))?;

@@ -180,7 +180,9 @@ impl Drop for Looking {
     }
 }
 
-/// A walk through everything looks for no more than one of so many parts of the time.
+/// There is one in so many times to live, whatever the last one took.
+const WALK_WITHIN: u32 = 100;
+/// A walk through everything reads for no more than one of so many parts of the time.
 const WALK_IN_PARTS: u32 = 400;
 
 /// Time over which requests for a sweep are gathered: a process that cannot be claimed must not
@@ -198,7 +200,11 @@ impl ReaperState {
             .attention
             .walk_took()
             .saturating_mul(WALK_IN_PARTS);
-        let every = config.lease.ttl().max(rest).as_millis();
+        let ttl = config.lease.ttl();
+        // What stood still in the middle of a walk made it look long.
+        let every = ttl
+            .max(rest.min(ttl.saturating_mul(WALK_WITHIN)))
+            .as_millis();
         u32::try_from(every / config.sweep_every.as_millis().max(1))
             .unwrap_or(u32::MAX)
             .max(1)

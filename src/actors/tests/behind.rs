@@ -152,7 +152,7 @@ async fn what_another_host_wrote_and_could_not_be_read_at_once_is_not_passed_ove
         tell(shared, "p", ProcessMsg::Look);
         // It goes by the same mailbox, behind that.
         shared.append("p", signal(2), None).await.unwrap();
-        assert_eq!(log.late.load(Ordering::SeqCst), late - 1);
+        assert!(log.late.load(Ordering::SeqCst) < late, "it was not read");
         cue.add_permits(1);
         let found = within(shared.await_output("p")).await.unwrap();
         assert_eq!(found, ProcessAwaitOutput::success(json!(1)));

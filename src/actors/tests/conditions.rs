@@ -164,7 +164,7 @@ impl Ground {
     }
 
     /// Starts one whose claim is held on its way. What is returned was handed out before its token.
-    async fn claim_on_its_way(&self) -> (Row, FencingToken) {
+    pub(super) async fn claim_on_its_way(&self) -> (Row, FencingToken) {
         self.gated.shut();
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move { start(&shared, "p", RecoveryDisposition::Rerunnable).await });

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::AtomicUsize;
 
-use super::gated::{Gated, Put};
+use super::conditions::Ground;
+use super::gated::{Gated, Put, idle};
 use super::*;
 use crate::actors::config::COMMAND_KIB_MAX;
 
@@ -71,7 +72,7 @@ async fn what_is_in_flight_holds_its_place_where_its_caller_has_gone_away() {
 async fn what_engines_emit_counts_in_bytes_among_what_is_in_flight() {
     let emitted = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&emitted);
-    let (runtime, gated, _) = gated::open(move |cx: ProcessContext| {
+    let ground = Ground::open(1, move |cx: ProcessContext| {
         let counted = Arc::clone(&counted);
         async move {
             // Two bytes of quotes.
@@ -84,45 +85,38 @@ async fn what_engines_emit_counts_in_bytes_among_what_is_in_flight() {
         }
     })
     .await;
-    let shared = Arc::clone(&runtime.shared);
-    gated.shut();
-    let starting = Arc::clone(&shared);
-    let started =
-        tokio::spawn(async move { start(&starting, "p", RecoveryDisposition::Rerunnable).await });
-    until(|| gated.count() > 0).await;
-    gated.pass(1);
-    within(started).await.unwrap();
-    until(|| gated.count() > 0).await;
-    gated.pass(1);
+    let shared = Arc::clone(&ground.shared);
+    ground.claim_on_its_way().await;
+    ground.gated.pass(1);
     until(|| emitted.load(Ordering::SeqCst) == 64).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(emitted.load(Ordering::SeqCst), 64, "64 MiB are in flight");
-    gated.open_gate();
+    ground.gated.open_gate();
     within(shared.await_output("p")).await.unwrap();
     assert_eq!(emitted.load(Ordering::SeqCst), 70);
-    shut(&runtime).await;
+    shut(&ground.runtime).await;
 }
 
 #[tokio::test]
 async fn what_a_completion_brings_counts_in_bytes_among_what_is_in_flight() {
-    let (runtime, gated, _) = gated::open(gated::idle).await;
-    let shared = Arc::clone(&runtime.shared);
+    let ground = Ground::open(1, idle).await;
+    let shared = Arc::clone(&ground.shared);
     start(&shared, "p", RecoveryDisposition::ExternallyOwned).await;
-    gated.shut();
+    ground.gated.shut();
     let completing = {
         let shared = Arc::clone(&shared);
         let output = ProcessAwaitOutput::success("x".repeat(1 << 19));
         let by = CompletionAuthority::Host { by: "test".into() };
         tokio::spawn(async move { shared.complete_external("p", output, by).await })
     };
-    until(|| gated.count() > 0).await;
+    ground.held(1).await;
     let all = COMMAND_KIB_MAX << 10;
     let waits = tokio::time::timeout(Duration::ZERO, shared.admit(all)).await;
     assert!(waits.is_err(), "let in beside it");
-    gated.open_gate();
+    ground.gated.open_gate();
     within(completing).await.unwrap().unwrap();
     drop(within(shared.admit(all)).await.unwrap());
-    shut(&runtime).await;
+    shut(&ground.runtime).await;
 }
 
 /// What was received leaves its key behind, and is nothing to be discarded.

@@ -65,7 +65,7 @@ async fn a_prune_goes_past_what_cannot_be_read_and_says_so() {
 
 #[tokio::test]
 async fn retention_goes_past_what_cannot_be_read_and_forgets_tombstones_all_the_same() {
-    let policy = RetentionPolicy::keep_terminal_for(Duration::from_millis(200));
+    let policy = RetentionPolicy::keep_terminal_for(Duration::from_secs(2));
     let runtime = open(vec![policy]).await;
     let shared = Arc::clone(&runtime.shared);
     one_is_bad(&shared).await;

@@ -90,6 +90,16 @@ impl Slices<'_> {
         if self.unsynced_bytes >= UNSYNCED_BYTES_MAX {
             self.unsynced_bytes = 0;
             sync_data_file(self.inner)?;
+            // Within a slice there may be many of these.
+            self.goes_on()?;
+        }
+        Ok(())
+    }
+
+    fn goes_on(&self) -> Result<(), StoreError> {
+        self.inner.check()?;
+        if lock(&self.inner.state).stop {
+            return Err(StoreError::Closed);
         }
         Ok(())
     }
@@ -109,10 +119,7 @@ impl Slices<'_> {
     fn end(&mut self, keys_written: u64) -> Result<(), StoreError> {
         tally(&self.inner.tallies.index_keys_written, keys_written);
         self.inner.step(Step::DrainSlice)?;
-        self.inner.check()?;
-        if lock(&self.inner.state).stop {
-            return Err(StoreError::Closed);
-        }
+        self.goes_on()?;
         std::thread::yield_now();
         Ok(())
     }

@@ -100,7 +100,8 @@ impl Index {
     }
 
     /// Uses the trees. sled panics on some damage: that is an answer here too. Never nested,
-    /// because a close waits for the outer use and keeps the inner one out.
+    /// because a close waits for the outer use and keeps the inner one out (but for what a test does at a
+    /// step of the write-behind, which a close waits for first).
     pub(super) fn with<T>(
         &self,
         work: impl FnOnce(&Trees) -> Result<T, StoreError>,
