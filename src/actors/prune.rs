@@ -112,7 +112,7 @@ impl Shared {
             None => None,
             Some(id) => match self.view()?.incarnation_of(id)? {
                 // Nobody's children.
-                None => return Ok(pruned.report),
+                None => return unreadable.map_or(Ok(pruned.report), Err),
                 known => known,
             },
         };
@@ -170,14 +170,30 @@ impl Shared {
         unreadable.map_or(Ok(()), Err)
     }
 
-    /// Forgets some tombstones; whether it could.
+    /// Forgets some tombstones; whether it could. One that cannot be read holds up no other.
     pub(super) async fn drop_tombstones(
         self: &Arc<Self>,
         due: Vec<(Incarnation, String)>,
     ) -> Result<bool> {
-        let single = due.len() == 1;
+        match self.drop_together(&due).await {
+            Err(Error::Corrupted { .. }) => {}
+            done => return done,
+        }
+        let mut all = true;
+        for one in due {
+            match self.drop_together(std::slice::from_ref(&one)).await {
+                Err(Error::Corrupted { what }) => {
+                    tracing::warn!(process = %one.1, %what, "its tombstone is not forgotten");
+                }
+                done => all &= done?,
+            }
+        }
+        Ok(all)
+    }
+
+    async fn drop_together(self: &Arc<Self>, due: &[(Incarnation, String)]) -> Result<bool> {
         let mut changes = Vec::with_capacity(due.len());
-        for (incarnation, id) in &due {
+        for (incarnation, id) in due {
             let incarnation = *incarnation;
             // With a tombstone goes what no report counts: the process was counted before.
             let mut uncounted = ProcessPruneReport::default();
@@ -196,18 +212,6 @@ impl Shared {
             Ok(_) | Err(CommitError::Refused(Refusal::NothingToDo)) => Ok(true),
             // Somebody journaled many effects in between: the next look forgets those.
             Err(CommitError::Refused(Refusal::TooMany)) => Ok(false),
-            Err(CommitError::NotWritten(StoreError::Corrupted { what })) if single => {
-                tracing::warn!(%what, "a tombstone is not forgotten");
-                Ok(true)
-            }
-            // One of them cannot be read, and holds up no other.
-            Err(CommitError::NotWritten(StoreError::Corrupted { .. })) => {
-                let mut all = true;
-                for one in due {
-                    all &= Box::pin(self.drop_tombstones(vec![one])).await?;
-                }
-                Ok(all)
-            }
             Err(error) => Err(commit_error("(tombstones)", error)),
         }
     }
@@ -326,11 +330,13 @@ impl Shared {
         wait
     }
 
-    /// Erases what earlier prunes left, as far as they got.
+    /// Erases what earlier prunes left, as far as they got. What cannot be read holds up nothing else, and is
+    /// told of at the end.
     pub(super) async fn erase_remains(
         self: &Arc<Self>,
         report: &mut ProcessPruneReport,
     ) -> Result<()> {
+        let mut unreadable = None;
         let mut after = Incarnation::default();
         loop {
             let shared = Arc::clone(self);
@@ -338,11 +344,16 @@ impl Shared {
                 .walk(move || Ok(shared.view()?.unerased(after, IN_FLIGHT)?))
                 .await?;
             for row in &page {
-                self.erase_remains_of(*row, report).await?;
+                match self.erase_remains_of(*row, report).await {
+                    Err(error @ Error::Corrupted { .. }) => {
+                        unreadable.get_or_insert(error);
+                    }
+                    erased => erased?,
+                }
             }
             match page.last() {
                 Some(row) => after = row.incarnation,
-                None => return Ok(()),
+                None => return unreadable.map_or(Ok(()), Err),
             }
         }
     }

@@ -124,6 +124,7 @@ impl Shared {
         if !retention.clocks.agree(now_ms, self.monotonic()) {
             // What it stamped meanwhile may stand before what is due.
             retention.forgotten_to = 0;
+            retention.walked_to.fill(0);
             tracing::warn!(
                 now_ms,
                 "the wall clock has jumped: nothing is pruned by its age for now"

@@ -237,8 +237,8 @@ impl Processes {
     /// but a prune takes, or counts, what is left of a pruned process.
     ///
     /// # Errors
-    /// Only those of the store; `Corrupted` at the end where something could not be read, and everything else
-    /// was pruned. What was pruned before stays pruned and is in no later report: it is
+    /// Only those of the store; `Corrupted` at the end where a process, or what is left of one, could not be read: the others
+    /// were pruned. What was pruned before stays pruned and is in no later report: it is
     /// logged, and the change feed has each deletion.
     pub async fn prune(&self, cutoff_epoch_ms: u64) -> Result<ProcessPruneReport> {
         self.shared

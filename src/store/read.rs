@@ -551,7 +551,10 @@ impl View {
 
     /// Whether any process was pruned of which that is still known.
     pub(crate) fn has_tombstones(&self) -> Result<bool, StoreError> {
-        Ok(!self.kv.scan(&keys::tombstones(), 1)?.is_empty())
+        match self.kv.scan(&keys::tombstones(), 1) {
+            Err(StoreError::Corrupted { .. }) => Ok(true),
+            found => Ok(!found?.is_empty()),
+        }
     }
 
     /// When a process was pruned, as its tombstone says.
