@@ -330,8 +330,8 @@ impl Shared {
         wait
     }
 
-    /// Erases what earlier prunes left, as far as they got. What cannot be read holds up nothing else, and is
-    /// told of at the end.
+    /// Erases what earlier prunes left, as far as they got. What cannot be read of one holds up no other, and is
+    /// told of at the end; a damaged note that there is anything left ends it there.
     pub(super) async fn erase_remains(
         self: &Arc<Self>,
         report: &mut ProcessPruneReport,

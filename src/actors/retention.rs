@@ -294,7 +294,8 @@ impl Shared {
                 && let Some(process) = page.readable(row, view.observe_row(row))?
             {
                 for filter in due {
-                    if view.admits(filter, &process)? {
+                    let admits = view.admits(filter, &process).map(Some);
+                    if page.readable(row, admits)?.unwrap_or(false) {
                         page.candidates.push((process.process_id, row));
                         break;
                     }

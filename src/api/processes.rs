@@ -238,7 +238,7 @@ impl Processes {
     ///
     /// # Errors
     /// Only those of the store; `Corrupted` at the end where a process, or what is left of one, could not be read: the others
-    /// were pruned. What was pruned before stays pruned and is in no later report: it is
+    /// were pruned. A damaged entry of the change feed ends it there. What was pruned before stays pruned and is in no later report: it is
     /// logged, and the change feed has each deletion.
     pub async fn prune(&self, cutoff_epoch_ms: u64) -> Result<ProcessPruneReport> {
         self.shared
